@@ -1,0 +1,49 @@
+# make setup   build .venv with everything
+# make app     start the app on http://127.0.0.1:7860
+# make test    lint, types, unit tests, doctests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A marker newer than what it was built from means that .venv is up to date.
+STAMP := $(VENV)/.installed
+NODE_STAMP := tests/node_modules/.installed
+
+.PHONY: setup app test test-slow lint format clean
+
+setup: $(STAMP) $(NODE_STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version). Name another: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is missing. On Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[app,dev]'
+	touch $@
+
+# The Khronos glTF validator is a JavaScript package; node and npm come from the Python environment.
+$(NODE_STAMP): $(STAMP) tests/package.json tests/package-lock.json
+	cd tests && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-fund --no-audit --ignore-scripts
+	touch $@
+
+app: $(STAMP)
+	$(BIN)/python app.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) tests/node_modules build .mypy_cache .ruff_cache .pytest_cache

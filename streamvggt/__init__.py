@@ -1,0 +1,1 @@
+"""Live 3D from video."""

@@ -1,0 +1,162 @@
+"""Every size of the network in one frozen dataclass, with presets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Sizes of the point tracker.
+
+    Attributes:
+        features: channels of its feature map.
+        iterations: refinement rounds.
+        correlation_levels: levels of the correlation pyramid.
+        correlation_radius: half width of the window compared at each level, in cells of that level.
+        hidden_size: width of its transformer.
+        depth: pairs of time and space blocks.
+        stride: pixels of the image per cell of the feature map.
+    """
+
+    features: int = 128
+    iterations: int = 4
+    correlation_levels: int = 7
+    correlation_radius: int = 4
+    hidden_size: int = 384
+    depth: int = 6
+    stride: int = 2
+
+
+@dataclass(frozen=True)
+class StreamVGGTConfig:
+    """Sizes of the network. The defaults are those of the released VGGT-1B and StreamVGGT weights.
+
+    Attributes:
+        image_size: side of the trained position grid, pixels; also the default width of a stream.
+        patch_size: side of a patch, pixels.
+        embed_dim: C, the width of the tokens.
+        depth: pairs of frame and global blocks.
+        num_heads: attention heads of these blocks.
+        num_register_tokens: register tokens of the aggregator, beside the camera token.
+        encoder: "dinov2" (a vision transformer) or "conv" (one convolution).
+        encoder_depth: blocks of the DINOv2 encoder.
+        encoder_num_heads: its attention heads.
+        encoder_num_registers: its register tokens; 0 for DINOv2 without registers.
+        camera_depth: blocks of the camera head.
+        camera_num_heads: its attention heads.
+        camera_iterations: its refinement rounds.
+        dense_features: width of the dense heads' fusion.
+        dense_channels: width of each of the four levels that they read.
+        dense_layers: the aggregator layers that they read, counted from 0.
+        track: sizes of the tracker, None for a network without one.
+        attention: "causal" (a frame attends to itself and its past) or "full" (to all frames).
+    """
+
+    image_size: int = 518
+    patch_size: int = 14
+    embed_dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    num_register_tokens: int = 4
+    encoder: Literal["dinov2", "conv"] = "dinov2"
+    encoder_depth: int = 24
+    encoder_num_heads: int = 16
+    encoder_num_registers: int = 4
+    camera_depth: int = 4
+    camera_num_heads: int = 16
+    camera_iterations: int = 4
+    dense_features: int = 256
+    dense_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+    dense_layers: tuple[int, int, int, int] = (4, 11, 17, 23)
+    track: TrackConfig | None = TrackConfig()  # noqa: RUF009 (frozen)
+    attention: Literal["causal", "full"] = "causal"
+
+    def __post_init__(self) -> None:
+        for name, value in (("encoder", ("dinov2", "conv")), ("attention", ("causal", "full"))):
+            if getattr(self, name) not in value:
+                raise ValueError(f"{name} must be one of {value}, got {getattr(self, name)!r}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(
+                f"embed_dim {self.embed_dim} over num_heads {self.num_heads} must be a multiple of 4: "
+                "rotary position embedding turns pairs in two halves of each head"
+            )
+        if len(self.dense_layers) != 4 or not all(0 <= layer < self.depth for layer in self.dense_layers):
+            raise ValueError(f"dense_layers must be four layers in 0..{self.depth - 1}, got {self.dense_layers}")
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens of a frame before its patches: the camera token and the registers."""
+        return 1 + self.num_register_tokens
+
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """P, the tokens of a frame of ``height x width`` pixels."""
+        return self.special_tokens + (height // self.patch_size) * (width // self.patch_size)
+
+    @classmethod
+    def vggt_1b(cls, attention: Literal["causal", "full"] = "causal") -> StreamVGGTConfig:
+        """The released sizes: 1.26 billion parameters."""
+        return cls(attention=attention)
+
+    @classmethod
+    def small(cls) -> StreamVGGTConfig:
+        """The sizes of the bundled model: DINOv2 ViT-S features, six pairs of blocks 384 wide, no tracker."""
+        return cls(
+            image_size=224,
+            embed_dim=384,
+            depth=6,
+            num_heads=6,
+            encoder_depth=6,
+            encoder_num_heads=6,
+            encoder_num_registers=0,
+            camera_depth=2,
+            camera_num_heads=12,
+            dense_features=64,
+            dense_channels=(48, 96, 192, 192),
+            dense_layers=(1, 2, 4, 5),
+            track=None,
+        )
+
+    @classmethod
+    def tiny(cls) -> StreamVGGTConfig:
+        """Under a million parameters, for tests: every part of the network is there, nothing is trained."""
+        return cls(
+            image_size=112,
+            embed_dim=48,
+            depth=4,
+            num_heads=4,
+            encoder_depth=2,
+            encoder_num_heads=4,
+            camera_depth=2,
+            camera_num_heads=4,
+            dense_features=16,
+            dense_channels=(8, 16, 24, 24),
+            dense_layers=(0, 1, 2, 3),
+            track=TrackConfig(features=16, correlation_levels=3, correlation_radius=2, hidden_size=32, depth=2),
+        )
+
+    def to_json(self) -> str:
+        """This configuration as JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> StreamVGGTConfig:
+        """Build the configuration that ``text`` describes.
+
+        Raises:
+            ValueError: the text is not JSON, or names a size that this version does not know.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"configuration has unknown sizes {sorted(unknown)}; it needs a newer streamvggt")
+        for name in ("dense_channels", "dense_layers"):
+            if name in values:
+                values[name] = tuple(values[name])
+        if values.get("track") is not None:
+            values["track"] = TrackConfig(**values["track"])
+        return cls(**values)

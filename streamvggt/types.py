@@ -1,0 +1,167 @@
+"""What travels between the stages: frames in, predictions out, cameras and points on the way to a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.float32]
+ByteArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image of a video.
+
+    Attributes:
+        image: RGB, uint8 ``[h, w, 3]``.
+        index: position in the stream, from 0.
+        time_s: seconds since the first frame of the source.
+        name: file name, where the frame is a file of its own.
+    """
+
+    image: ByteArray
+    index: int = 0
+    time_s: float = 0.0
+    name: str | None = None
+
+
+@dataclass(eq=False)
+class Predictions:
+    """What the network says about ``B`` streams of ``S`` frames (torch tensors, float32).
+
+    Attributes:
+        pose_enc: ``[B, S, 9]``: translation 3, quaternion xyzw 4 (not normalised), vertical and horizontal field of
+            view in radians; camera-from-world. Decode it with :func:`streamvggt.decode_pose`.
+        pose_enc_iterations: ``[I, B, S, 9]``, every refinement round; the last is ``pose_enc``.
+        depth: ``[B, S, H, W]``, z in the camera, > 0, scene units (the scale is relative).
+        depth_conf: ``[B, S, H, W]``, >= 1.
+        world_points: ``[B, S, H, W, 3]`` in the first camera's frame, OpenCV axes, scene units.
+        world_points_conf: ``[B, S, H, W]``, >= 1.
+        tracks: ``[B, S, N, 2]``, xy in pixels, or None without query points.
+        track_visibility: ``[B, S, N]``, probability in [0, 1], or None.
+        track_conf: ``[B, S, N]``, probability in [0, 1], or None.
+    """
+
+    pose_enc: Tensor
+    pose_enc_iterations: Tensor
+    depth: Tensor
+    depth_conf: Tensor
+    world_points: Tensor
+    world_points_conf: Tensor
+    tracks: Tensor | None = None
+    track_visibility: Tensor | None = None
+    track_conf: Tensor | None = None
+
+
+class PosedCamera(Protocol):
+    """What the exporters ask of a camera; :class:`Camera` and :class:`FramePrediction` both have it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def time_s(self) -> float: ...
+    @property
+    def extrinsics(self) -> FloatArray: ...
+    @property
+    def intrinsics(self) -> FloatArray: ...
+    @property
+    def image_hw(self) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A posed pinhole camera.
+
+    Attributes:
+        index: number of its frame in the stream.
+        time_s: seconds since the first frame.
+        extrinsics: world-to-camera ``[3, 4]``, OpenCV axes (x right, y down, z forward), scene units.
+        intrinsics: ``[3, 3]``, pixels of an image of ``image_hw``; integer coordinates are pixel centres.
+        image_hw: height and width of that image, pixels.
+    """
+
+    index: int
+    time_s: float
+    extrinsics: FloatArray
+    intrinsics: FloatArray
+    image_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the pixels of a processed image come from: the source was resized, then cropped or padded.
+
+    Attributes:
+        source_hw: size of the image as it came.
+        resized_hw: size after resizing.
+        offset_xy: position of the processed image's first pixel in the resized image (negative where padded).
+        image_hw: size of the processed image.
+    """
+
+    source_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    offset_xy: tuple[int, int]
+    image_hw: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class FramePrediction:
+    """What a stream says about one frame (numpy arrays on the CPU, float32). ``H x W`` is the processed image.
+
+    Attributes:
+        index: number of the frame in the stream, from 0.
+        time_s: its time stamp in seconds.
+        image: the processed image, RGB, uint8 ``[H, W, 3]``.
+        depth: ``[H, W]``, z in the camera, > 0, scene units (the scale is relative, set by frame 0).
+        depth_conf: ``[H, W]``, >= 1.
+        world_points: ``[H, W, 3]`` in the first camera's frame, OpenCV axes, scene units.
+        world_points_conf: ``[H, W]``, >= 1.
+        extrinsics: world-to-camera ``[3, 4]``, OpenCV axes.
+        intrinsics: ``[3, 3]``, pixels of the processed image.
+        tracks: ``[N, 2]``, xy in pixels of the processed image, or None without query points.
+        track_visibility: ``[N]``, probability in [0, 1], or None.
+        placement: how the processed image was cut from the frame, the way back to its pixels.
+    """
+
+    index: int
+    time_s: float
+    image: ByteArray
+    depth: FloatArray
+    depth_conf: FloatArray
+    world_points: FloatArray
+    world_points_conf: FloatArray
+    extrinsics: FloatArray
+    intrinsics: FloatArray
+    tracks: FloatArray | None = None
+    track_visibility: FloatArray | None = None
+    placement: Placement | None = None
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of the processed image, pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class PointCloud:
+    """Coloured points in the first camera's frame (OpenCV axes, scene units of relative scale).
+
+    Attributes:
+        points: ``[N, 3]`` float32.
+        colors: ``[N, 3]`` uint8, sRGB.
+        confidence: ``[N]`` float32, >= 1.
+        frame_index: ``[N]`` int32, the frame that saw the point.
+    """
+
+    points: FloatArray
+    colors: ByteArray
+    confidence: FloatArray
+    frame_index: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.points)
