@@ -1,0 +1,60 @@
+"""Camera head: poses and fields of view by iterative refinement (VGGT, Wang et al. 2025, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, relu, silu
+
+from ..attention import Attend
+from ..config import StreamVGGTConfig
+from ..layers import Block, Mlp
+
+POSE_NUMBERS = 9  # translation 3, quaternion 4, field of view 2
+
+
+class CameraHead(nn.Module):
+    """Refine one pose a frame from its camera token, a few times over.
+
+    Each round modulates the token by the pose so far (adaptive layer norm, Peebles & Xie 2023, DiT, section 3.2), lets
+    the tokens of all frames look at each other and adds what it reads to the pose.
+    """
+
+    def __init__(self, config: StreamVGGTConfig) -> None:
+        super().__init__()
+        dim = 2 * config.embed_dim
+        self.num_rounds = config.camera_iterations
+        self.token_norm = nn.LayerNorm(dim)
+        self.initial_pose = nn.Parameter(torch.zeros(1, 1, POSE_NUMBERS))
+        self.embed_pose = nn.Linear(POSE_NUMBERS, dim)
+        self.modulation = nn.Linear(dim, 3 * dim)
+        self.trunk = nn.ModuleList(Block(dim, config.camera_num_heads) for _ in range(config.camera_depth))
+        self.trunk_norm = nn.LayerNorm(dim)
+        self.pose_branch = Mlp(dim, dim // 2, POSE_NUMBERS)
+
+    def forward(self, tokens: Tensor, attend: Callable[[int, int], Attend]) -> Tensor:
+        """Read poses off camera tokens.
+
+        Args:
+            tokens: camera tokens of the aggregator's last layer ``[B, S, 2 C]``.
+            attend: for a round and a block, how frames see each other.
+
+        Returns:
+            Pose encodings of every round ``[I, B, S, 9]``, see :class:`streamvggt.Predictions`.
+        """
+        tokens = self.token_norm(tokens)
+        normed = layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+        pose = torch.zeros_like(self.initial_pose)
+        rounds = []
+        for i in range(self.num_rounds):
+            # No gradient through earlier rounds: each learns to improve on what it is given (RAFT, Teed & Deng 2020).
+            before = self.initial_pose if i == 0 else pose.detach()
+            shift, scale, gate = self.modulation(silu(self.embed_pose(before))).chunk(3, dim=-1)
+            x = (gate * (normed * (1 + scale) + shift) + tokens)[:, :, None]
+            for b, block in enumerate(self.trunk):
+                x = block(x, attend(i, b))
+            pose = pose.detach() + self.pose_branch(self.trunk_norm(x[:, :, 0]))
+            rounds.append(torch.cat([pose[..., :7], relu(pose[..., 7:])], dim=-1))
+        return torch.stack(rounds)

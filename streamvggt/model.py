@@ -1,0 +1,236 @@
+"""The network: encoder, aggregator and heads; one class for teacher (full attention) and student (causal)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .aggregator import Aggregator
+from .attention import Attend, causal_attention, full_attention
+from .cache import CachePolicy, KeepAll, StreamState, TrackQuery
+from .config import StreamVGGTConfig
+from .encoder import build_encoder
+from .heads.camera import CameraHead
+from .heads.dense import DenseHead, signed_expm1
+from .heads.track import TrackHead
+from .official import from_official
+from .types import Predictions
+
+
+class StreamVGGT(nn.Module):
+    """Predict cameras, depth, points and tracks of frames, each from itself and its past.
+
+    With ``config.attention == "full"`` it is VGGT (Wang et al. 2025), with "causal" StreamVGGT (Zhuo et al. 2025).
+    """
+
+    def __init__(self, config: StreamVGGTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.aggregator = Aggregator(config)
+        self.camera_head = CameraHead(config)
+        self.depth_head = DenseHead(config, 1)
+        self.point_head = DenseHead(config, 3)
+        self.track_head = TrackHead(config, config.track) if config.track else None
+        self.apply(_initialise)
+
+    def new_state(
+        self,
+        policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
+        *,
+        storage: Literal["native"] = "native",
+        camera_cache: Literal["per_iteration", "shared"] = "per_iteration",
+    ) -> StreamState:
+        """Start the memory of new streams; pass it to every call on them.
+
+        Args:
+            policy: which frames are kept.
+            storage: how keys and values are stored: "native", as they are computed.
+            camera_cache: "per_iteration" for streams that equal a batch; "shared" reproduces the poses of the released
+                streaming code, for comparison with published tables.
+
+        Raises:
+            ValueError: the network attends to all frames and cannot stream, or an argument is not one of the above.
+        """
+        if self.config.attention != "causal":
+            raise ValueError(
+                'a network with attention="full" needs all frames at once and cannot stream; '
+                'build or load it with attention="causal"'
+            )
+        if storage != "native":
+            raise ValueError(f'storage must be "native", got {storage!r}')
+        if camera_cache not in ("per_iteration", "shared"):
+            raise ValueError(f'camera_cache must be "per_iteration" or "shared", got {camera_cache!r}')
+        return StreamState(
+            depth=self.config.depth,
+            camera_rounds=self.config.camera_iterations,
+            camera_depth=self.config.camera_depth,
+            policy=policy,
+            camera_cache=camera_cache,
+        )
+
+    def forward(
+        self, images: Tensor, *, state: StreamState | None = None, query_points: Tensor | None = None
+    ) -> Predictions:
+        """Predict cameras, depth, points and tracks.
+
+        Without a state the S frames are one batch. With one they extend its streams, without gradients: frame by
+        frame, in chunks or all at once, the numbers are the same. Tracks are the one output that looks ahead in a
+        batch, where a point's track is fitted to all S frames (as in the released networks); in a stream the track at
+        frame t is that of a batch of the frames up to t.
+
+        Args:
+            images: RGB in [0, 1], ``[B, S, 3, H, W]``, H and W multiples of the patch size.
+            state: memory of B streams from :meth:`new_state`; it is changed.
+            query_points: points to follow, ``[B, N, 2]``, xy in pixels on the first of the S frames. Points given on
+                later calls are followed beside the earlier ones, in the order in which they came.
+
+        Raises:
+            ValueError: an argument does not fit the above, the network or the stream.
+        """
+        b, s, height, width = self._check_images(images)
+        self._check_query_points(query_points, b)
+        if state is None:
+            attend = causal_attention if self.config.attention == "causal" else full_attention
+            tokens = self._tokens(images, [attend] * self.config.depth)
+            with torch.autocast(images.device.type, enabled=False):
+                predictions = self._decode(tokens, (height, width), lambda _round, _block: attend)
+                if query_points is not None and self.track_head is not None:
+                    frames = self.track_head.features(tokens, (height, width))
+                    tracks = self.track_head(query_points.float(), frames)
+                    predictions.tracks, predictions.track_visibility, predictions.track_conf = tracks
+            return predictions
+        with torch.no_grad():
+            _check_continues(state, (b, height, width), s)
+            state.slots.begin(s)
+            tokens = self._tokens(images, state.block_attends, state.num_frames)
+            with torch.autocast(images.device.type, enabled=False):
+                predictions = self._decode(tokens, (height, width), state.camera_attend)
+                self._track_in_stream(predictions, tokens, (height, width), state, query_points)
+            state.slots.commit()
+            state.input_shape = (b, height, width)
+        return predictions
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors under our names or those of the released checkpoints; see ``torch.nn.Module``."""
+        return super().load_state_dict(from_official(state_dict), strict, assign)
+
+    def _tokens(self, images: Tensor, attends: Sequence[Attend], first_frame: int = 0) -> dict[int, Tensor]:
+        """Encode images and aggregate them; tokens of the layers that the heads read, in the heads' precision."""
+        mean, std = _imagenet_statistics(images.device)
+        pixels = ((images.float() - mean) / std).to(self.aggregator.camera_token.dtype)
+        patches = self.encoder(pixels.flatten(0, 1)).unflatten(0, images.shape[:2])
+        patch = self.config.patch_size
+        grid_hw = (images.shape[-2] // patch, images.shape[-1] // patch)
+        layers = {*self.config.dense_layers, self.config.depth - 1}
+        tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
+        dtype = self.camera_head.token_norm.weight.dtype
+        return {layer: x.to(dtype) for layer, x in tokens.items()}
+
+    def _decode(
+        self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int], attend: Callable[[int, int], Attend]
+    ) -> Predictions:
+        """Read cameras and dense maps off the tokens."""
+        poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0], attend).float()
+        depth, depth_conf = self.depth_head(tokens, image_hw)
+        points, points_conf = self.point_head(tokens, image_hw)
+        return Predictions(
+            pose_enc=poses[-1],
+            pose_enc_iterations=poses,
+            depth=depth[..., 0].float().exp(),
+            depth_conf=depth_conf.float(),
+            world_points=signed_expm1(points.float()),
+            world_points_conf=points_conf.float(),
+        )
+
+    def _track_in_stream(
+        self,
+        predictions: Predictions,
+        tokens: Mapping[int, Tensor],
+        image_hw: tuple[int, int],
+        state: StreamState,
+        query_points: Tensor | None,
+    ) -> None:
+        """Follow the points of all queries to each of the coming frames, through the frames held by then."""
+        if self.track_head is None or (query_points is None and not state.tracks.queries):
+            return
+        pyramids = self.track_head.features(tokens, image_hw)
+        queries, features = list(state.tracks.queries), dict(state.tracks.features)
+        if query_points is not None:
+            queries.append(TrackQuery(state.num_frames, query_points.float(), pyramids[0]))
+        results = []
+        for frame, (step, pyramid) in enumerate(zip(state.slots.plan, pyramids, strict=True), state.num_frames):
+            features = {i: levels for i, levels in features.items() if i in step.held} | {frame: pyramid}
+            parts = []
+            for query in queries:
+                later = [levels for i, levels in sorted(features.items()) if i > query.frame]
+                parts.append([x[:, -1] for x in self.track_head(query.points, [query.features, *later])])
+            results.append([torch.cat(part, dim=1) for part in zip(*parts, strict=True)])
+        predictions.tracks, predictions.track_visibility, predictions.track_conf = (
+            torch.stack(frames, dim=1) for frames in zip(*results, strict=True)
+        )
+        state.tracks.queries, state.tracks.features = queries, features
+
+    def _check_images(self, images: Tensor) -> tuple[int, int, int, int]:
+        """Return B, S, H, W of images that the network can take; raise ValueError for others."""
+        patch, shape = self.config.patch_size, list(images.shape)
+        fits = len(shape) == 5 and shape[2] == 3 and min(shape) > 0
+        if not fits or shape[3] % patch or shape[4] % patch:
+            raise ValueError(
+                f"images must be [B, S, 3, H, W] with H and W multiples of {patch}, got {shape}; use preprocess()"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating point in [0, 1], got {images.dtype}; use preprocess()")
+        if images.device.type != "meta":
+            low, high = (value.item() for value in images.detach().aminmax())
+            if not (low >= -1e-4 and high <= 1 + 1e-4):
+                raise ValueError(
+                    f"images must lie in [0, 1], got values from {low:g} to {high:g}; divide 8-bit images by 255 and "
+                    "do not normalise them, the network does"
+                )
+        return shape[0], shape[1], shape[3], shape[4]
+
+    def _check_query_points(self, query_points: Tensor | None, streams: int) -> None:
+        """Raise ValueError for query points that the network cannot follow."""
+        if query_points is None:
+            return
+        if self.track_head is None:
+            raise ValueError("query_points were given, but this network has no track head (config.track is None)")
+        shape = list(query_points.shape)
+        if len(shape) != 3 or shape[0] != streams or shape[1] < 1 or shape[2] != 2:
+            raise ValueError(f"query_points must be [{streams}, N, 2] with xy in pixels, got {shape}")
+
+
+def _check_continues(state: StreamState, shape: tuple[int, int, int], num_frames: int) -> None:
+    """Raise ValueError for frames that cannot extend the streams of ``state``."""
+    if state.input_shape is not None and state.input_shape != shape:
+        was, now = ("{} stream(s) of {}x{} pixels".format(*x) for x in (state.input_shape, shape))
+        raise ValueError(f"this state holds {was}, got {now}; resize the frames, or start another stream")
+    if state.camera_cache == "shared" and num_frames != 1:
+        raise ValueError(
+            f'camera_cache="shared" reproduces a path that takes one frame a call, got {num_frames}; '
+            'pass frames one by one, or use camera_cache="per_iteration"'
+        )
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # see rope.rotary_table
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of RGB that encoders are trained with, ``[3, 1, 1]`` each."""
+    mean = torch.tensor([0.485, 0.456, 0.406], device=device)
+    std = torch.tensor([0.229, 0.224, 0.225], device=device)
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw fresh weights: a truncated normal of deviation 0.02, without which these networks do not start to learn."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.endswith(("_token", "_tokens", "pos_embed", "virtual_tracks")):
+            nn.init.trunc_normal_(parameter, std=0.02)
