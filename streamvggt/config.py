@@ -71,7 +71,7 @@ class StreamVGGTConfig:
     dense_features: int = 256
     dense_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     dense_layers: tuple[int, int, int, int] = (4, 11, 17, 23)
-    track: TrackConfig | None = TrackConfig()  # noqa: RUF009 (frozen)
+    track: TrackConfig | None = TrackConfig()
     attention: Literal["causal", "full"] = "causal"
 
     def __post_init__(self) -> None:
