@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ class StreamVGGT(nn.Module):
         if state is None:
             attend = causal_attention if self.config.attention == "causal" else full_attention
             tokens = self._tokens(images, [attend] * self.config.depth)
-            with torch.autocast(images.device.type, enabled=False):
+            with _full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), lambda _round, _block: attend)
                 if query_points is not None and self.track_head is not None:
                     frames = self.track_head.features(tokens, (height, width))
@@ -108,7 +109,7 @@ class StreamVGGT(nn.Module):
             _check_continues(state, (b, height, width), s)
             state.slots.begin(s)
             tokens = self._tokens(images, state.block_attends, state.num_frames)
-            with torch.autocast(images.device.type, enabled=False):
+            with _full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             state.slots.commit()
@@ -215,6 +216,13 @@ def _check_continues(state: StreamState, shape: tuple[int, int, int], num_frames
             f'camera_cache="shared" reproduces a path that takes one frame a call, got {num_frames}; '
             'pass frames one by one, or use camera_cache="per_iteration"'
         )
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Switch autocast off: the heads regress numbers that half precision would round."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 @lru_cache(maxsize=8)

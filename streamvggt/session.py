@@ -1,0 +1,140 @@
+"""A stream for people who have frames and want numbers: numpy in, numpy out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .cache import CachePolicy, KeepAll
+from .geometry import decode_pose
+from .images import preprocess
+from .model import StreamVGGT
+from .types import Frame, FramePrediction
+
+
+class StreamSession:
+    """Reconstruct a video frame by frame; each prediction uses the frames so far and no others.
+
+    Args:
+        model: a causal network; the session runs where its weights are.
+        policy: which frames are kept in memory.
+        storage: how keys and values are stored: "native", as they are computed.
+        size: width in pixels to which frames are resized, a multiple of the patch size (see
+            :func:`streamvggt.preprocess`); None takes ``model.config.image_size``.
+        dtype: precision of encoder and aggregator, by autocast; the heads stay in float32. None takes bfloat16 (on old
+            devices float16) on CUDA and float32 elsewhere.
+
+    Raises:
+        ValueError: the network attends to all frames, or the size does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: StreamVGGT,
+        policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
+        *,
+        storage: Literal["native"] = "native",
+        size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.size = model.config.image_size if size is None else size
+        patch = model.config.patch_size
+        if self.size < patch or self.size % patch:
+            raise ValueError(f"size must be a positive multiple of the patch size {patch}, got {self.size}")
+        self._device = next(model.parameters()).device
+        self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
+        self._state = model.new_state(policy, storage=storage)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames seen so far."""
+        return self._state.num_frames
+
+    @property
+    def held_frames(self) -> tuple[int, ...]:
+        """Numbers of the frames that are held in memory, ascending."""
+        return self._state.held_frames
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the held frames take: keys, values and features of point tracks."""
+        return self._state.nbytes
+
+    def step(
+        self, frame: Frame | NDArray[np.uint8], query_points: NDArray[np.floating[Any]] | None = None
+    ) -> FramePrediction:
+        """Take the next frame of the stream and say what it shows.
+
+        Args:
+            frame: a :class:`Frame`, or its pixels alone, RGB uint8 ``[h, w, 3]``; pixels without a time stamp count as
+                one frame a second.
+            query_points: points on this frame to follow from here on, ``[N, 2]``, xy in pixels of the processed image
+                (``FramePrediction.image``; :func:`streamvggt.from_source_xy` takes points of the source there).
+                Points of later calls are added behind those of earlier ones.
+
+        Raises:
+            ValueError: the frame is no 8-bit image, its size after resizing is not that of the stream, or the points
+                are not ``[N, 2]`` or lie outside the image. The stream is as it was before the call.
+        """
+        index = self.num_frames
+        if not isinstance(frame, Frame):
+            frame = Frame(frame, time_s=float(index))
+        pixels, placement = preprocess(frame.image, self.size, self.model.config.patch_size)
+        height, width = placement.image_hw
+        images = torch.from_numpy(pixels).to(self._device)[None, None]
+        queries = None if query_points is None else self._query_tensor(query_points, (height, width))
+        autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            said = self.model(images, state=self._state, query_points=queries)
+        extrinsics, intrinsics = decode_pose(said.pose_enc[0, 0], (height, width))
+        return FramePrediction(
+            index=index,
+            time_s=frame.time_s,
+            image=(pixels.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8),
+            depth=_numpy(said.depth[0, 0]),
+            depth_conf=_numpy(said.depth_conf[0, 0]),
+            world_points=_numpy(said.world_points[0, 0]),
+            world_points_conf=_numpy(said.world_points_conf[0, 0]),
+            extrinsics=_numpy(extrinsics),
+            intrinsics=_numpy(intrinsics),
+            tracks=None if said.tracks is None else _numpy(said.tracks[0, 0]),
+            track_visibility=None if said.track_visibility is None else _numpy(said.track_visibility[0, 0]),
+            placement=placement,
+        )
+
+    def run(self, frames: Iterable[Frame | NDArray[np.uint8]]) -> Iterator[FramePrediction]:
+        """Take frames one after the other and yield a prediction for each, as soon as it is there."""
+        for frame in frames:
+            yield self.step(frame)
+
+    def _query_tensor(self, query_points: NDArray[np.floating[Any]], image_hw: tuple[int, int]) -> Tensor:
+        """Query points as the network takes them, ``[1, N, 2]``; raise ValueError for points that are none."""
+        points = np.asarray(query_points, np.float32)
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+            raise ValueError(f"query_points must be [N, 2] with xy in pixels, got {list(points.shape)}")
+        height, width = image_hw
+        inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
+        if not inside.all():
+            first = int(np.flatnonzero(~inside)[0])
+            raise ValueError(
+                f"query point {first} {points[first].tolist()} lies outside the processed image of {width}x{height} "
+                "pixels; from_source_xy() takes points of the source there"
+            )
+        return torch.from_numpy(points).to(self._device)[None]
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype:
+    """The precision that is fast and safe on a device."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.float().cpu().numpy()
