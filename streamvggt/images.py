@@ -66,11 +66,11 @@ def preprocess(
         mode: "crop" or "pad".
 
     Returns:
-        RGB float32 ``[3, H, W]`` in [0, 1], and the way back to the pixels of ``image``.
+        RGB float32 ``[3, H, W]`` in [0, 1], and the way back to the pixels of ``image``, upright.
 
     Raises:
         ValueError: ``size`` is not a positive multiple of ``patch_size``, the mode is unknown, :func:`to_rgb` refuses
-            the image, or "crop" would enlarge one more than 100 times as high as wide, of which it keeps next to nothing.
+            the image, or "crop" is asked for one more than 100 times as high as wide, of which next to nothing stays.
     """
     from PIL import Image
 
@@ -143,13 +143,16 @@ def to_source_map(array: NDArray[Any], placement: Placement, fill: float = np.na
     if array.ndim not in (2, 3) or array.shape[:2] != placement.image_hw:
         raise ValueError(f"array must be [H, W] or [H, W, C] with H, W = {placement.image_hw}, got {list(array.shape)}")
     source_h, source_w = placement.source_hw
-    image_h, image_w = placement.image_hw
     diagonal = np.arange(max(source_h, source_w), dtype=np.float64)
     x, y = from_source_xy(np.stack([diagonal, diagonal], axis=-1), placement).T
-    x, y = x[:source_w], y[:source_h]
-    values = _interpolate(_interpolate(_as_floats(array), y, axis=0), x, axis=1)
-    values[(y < -0.5) | (y > image_h - 0.5)] = fill
-    values[:, (x < -0.5) | (x > image_w - 0.5)] = fill
+    values = _as_floats(array)
+    for axis, at in enumerate((y[:source_h], x[:source_w])):
+        # Rows and columns of padding are no part of the picture and must not blend into its border.
+        first = max(0, -placement.offset_xy[1 - axis])
+        last = min(placement.image_hw[axis], first + placement.resized_hw[axis]) - 1
+        values = _interpolate(values, at.clip(first, last), axis)
+        outside = (at < first - 0.5) | (at > last + 0.5)
+        values[outside if axis == 0 else np.s_[:, outside]] = fill
     return values
 
 
@@ -200,9 +203,7 @@ def _offset_and_scale(placement: Placement) -> tuple[NDArray[np.float64], NDArra
 
 
 def _interpolate(array: NDArray[Any], at: NDArray[np.float64], axis: int) -> NDArray[Any]:
-    """Sample one axis at real positions; beyond the first and last centre, the border value."""
-    at = at.clip(0, array.shape[axis] - 1)
-    low = np.floor(at).astype(np.intp)
-    high = np.minimum(low + 1, array.shape[axis] - 1)
+    """Sample one axis at real positions between its first and last centre."""
+    low, high = np.floor(at).astype(np.intp), np.ceil(at).astype(np.intp)
     part = (at - low).astype(array.dtype).reshape(-1, *[1] * (array.ndim - 1 - axis))
     return array.take(low, axis) * (1 - part) + array.take(high, axis) * part
