@@ -57,6 +57,16 @@ def golden_model(name: str, attention: str = "causal") -> tuple[StreamVGGT, dict
     return model, expected
 
 
+def lively(config: StreamVGGTConfig, seed: int = 0) -> StreamVGGT:
+    """A network whose random weights let frames speak to each other; fresh weights for training hardly do."""
+    torch.manual_seed(seed)
+    model = StreamVGGT(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and not name.startswith("track_head"):
+            torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[1] ** 0.5)
+    return model
+
+
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest deviation over the largest expected value."""
     assert got.shape == expected.shape, (got.shape, expected.shape)
