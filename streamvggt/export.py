@@ -56,7 +56,7 @@ def glb_bytes(
     ``_CONFIDENCE``, 1 - 1 / confidence in [0, 1]. With cameras there are one glTF camera node per frame, named
     ``frame_0000`` and so on, ``frustums`` (lines, blue for the first frame to orange for the last) and, from two
     cameras on, ``trajectory``. A glTF camera looks through the middle of its image; frustums follow the intrinsics.
-    The world has glTF axes: x right, y up, z back. For trimesh write a PLY: its 5.2 misreads 16-bit colours.
+    The world has glTF axes: x right, y up, z back.
 
     Args:
         cloud: the points; none are fine, and leave the node out.
@@ -103,16 +103,15 @@ def glb_bytes(
 
 def _gltf_vertices(points: NDArray[Any], colors: ByteArray, confidence: FloatArray | None = None) -> NDArray[np.void]:
     """Interleave OpenCV points, sRGB colours and confidence as glTF attributes, each 4-byte aligned."""
-    fields: list[Any] = [("POSITION", "<f4", 3), ("COLOR_0", "<u2", 4)]
+    fields: list[Any] = [("POSITION", "<f4", 3), ("COLOR_0", "<f4", 3)]
     if confidence is not None:
         fields += [("_CONFIDENCE", "<u2"), ("padding", "<u2")]
     vertices = np.zeros(len(points), fields)
     vertices["POSITION"] = points * _GLTF_AXES
     srgb = np.arange(256) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
-    # 16 bits: 8 linear ones would merge the dark levels.
-    vertices["COLOR_0"][:, :3] = np.round(65535 * linear).astype(np.uint16)[colors]
-    vertices["COLOR_0"][:, 3] = 65535
+    # Floats: 8 linear bits would merge the dark levels, and trimesh misreads 16.
+    vertices["COLOR_0"] = linear.astype(np.float32)[colors]
     if confidence is not None:
         vertices["_CONFIDENCE"] = np.round(65535 * (1 - 1 / np.maximum(confidence, 1)))
     return vertices

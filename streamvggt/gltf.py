@@ -19,7 +19,7 @@ POINTS, LINES, LINE_STRIP = 0, 1, 3
 _VERTEX_TARGET, _INDEX_TARGET = 34962, 34963
 _UNSIGNED_INT = 5125
 _COMPONENT_TYPES = {"<f4": 5126, "<u2": 5123}
-_ELEMENT_TYPES = {(): "SCALAR", (3,): "VEC3", (4,): "VEC4"}
+_ELEMENT_TYPES = {(): "SCALAR", (3,): "VEC3"}
 
 
 class GlbWriter:
@@ -40,8 +40,7 @@ class GlbWriter:
         Args:
             name: of the node.
             vertices: structured ``[N]``, N > 0, little endian. Every field but ``padding`` is an attribute under its
-                glTF name and begins at a multiple of 4 bytes: ``POSITION`` float32 ``[3]``, and uint16 ones, whose
-                range stands for 0 to 1.
+                glTF name and begins at a multiple of 4 bytes; float32 or uint16, whose range stands for 0 to 1.
             mode: POINTS, LINES or LINE_STRIP.
             indices: the vertices to draw, ``[M]``; None draws them in their order.
         """
@@ -60,7 +59,7 @@ class GlbWriter:
             if attribute == "POSITION":
                 accessor["min"] = vertices[attribute].min(axis=0).tolist()
                 accessor["max"] = vertices[attribute].max(axis=0).tolist()
-            else:
+            if field.base.str == "<u2":
                 accessor["normalized"] = True
             primitive["attributes"][attribute] = self._add("accessors", **accessor)
         if indices is not None:

@@ -141,7 +141,7 @@ def test_glb_points_have_gltf_axes_linear_colors_and_confidence():
     gltf = pygltflib.GLTF2.load_from_bytes(glb_bytes(CLOUD, [FIRST]))
     np.testing.assert_array_equal(read_attribute(gltf, "points", "POSITION"), [[1, -2, -3], [-0.5, 0, -4.25]])
     # sRGB 200: ((200 / 255 + 0.055) / 1.055) ** 2.4 = 0.57758; 60: 0.04519; 1: 1 / 255 / 12.92 = 0.00030.
-    expected = [[0.57758, 0.04519, 0.04519, 1], [0, 1, 0.00030, 1]]
+    expected = [[0.57758, 0.04519, 0.04519], [0, 1, 0.00030]]
     np.testing.assert_allclose(read_attribute(gltf, "points", "COLOR_0"), expected, atol=1e-5)
     # 1 - 1 / 4, and 1 - 1 / 1.
     np.testing.assert_allclose(read_attribute(gltf, "points", "_CONFIDENCE"), [[0.75], [0]], atol=1e-5)
@@ -159,6 +159,8 @@ def test_all_256_dark_and_bright_levels_stay_apart_in_a_glb():
 def test_trimesh_finds_the_points_of_a_glb_where_they_should_be():
     scene = trimesh.load(io.BytesIO(glb_bytes(CLOUD, [FIRST, camera(1)])), file_type="glb")
     np.testing.assert_array_equal(scene.geometry["points"].vertices, [[1, -2, -3], [-0.5, 0, -4.25]])
+    # Its colours stay linear: 255 * 0.57758 and so on, see above.
+    np.testing.assert_array_equal(scene.geometry["points"].colors[:, :3], [[147, 12, 12], [0, 255, 0]])
 
 
 def test_a_glb_camera_stands_and_looks_as_ours_does():

@@ -211,8 +211,10 @@ def test_weights_made_in_inference_mode_tables_still_train(tiny):
 
 @pytest.fixture(scope="module")
 def steady():
-    """A tracker that moves points by less than a pixel. Its sines of up to 750 radians a cell blow up the rounding errors
-    of larger moves (see test_golden.py), and then no two ways to compute the same tracks agree.
+    """A tracker that moves points by less than a pixel.
+
+    Its sines of up to 750 radians a cell blow up the rounding errors of larger moves (see test_golden.py), and then no
+    two ways to compute the same tracks agree.
     """
     model = lively(StreamVGGTConfig.tiny())
     with torch.no_grad():

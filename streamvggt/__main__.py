@@ -1,0 +1,259 @@
+"""Command line: ``python -m streamvggt reconstruct VIDEO -o OUT`` and ``python -m streamvggt info``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import torch
+
+from .cache import AnchorWindow, CachePolicy, KeepAll
+from .checkpoint import CheckpointError, load_model
+from .config import StreamVGGTConfig
+from .export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from .model import StreamVGGT
+from .scene import PointFilter, Scene
+from .session import StreamSession
+from .types import ByteArray, Frame, FramePrediction
+from .video import VideoError, describe_video, read_frames
+
+FORMATS = ("glb", "ply", "colmap", "tum", "npz")
+MASKS = ("black", "white", "sky")
+PRESETS: dict[str, Callable[[], StreamVGGTConfig]] = {
+    "tiny": StreamVGGTConfig.tiny,
+    "small": StreamVGGTConfig.small,
+    "vggt-1b": StreamVGGTConfig.vggt_1b,
+}
+MIB = 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 after an error that is printed, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (VideoError, CheckpointError, ValueError, OSError) as error:
+        print(f"streamvggt: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(
+            f"streamvggt: the device ran out of memory ({str(error).splitlines()[0]}); "
+            "take --policy window, a smaller --size, or --device cpu",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="streamvggt", description="Live 3D from video: poses, depth and points of every new frame."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "reconstruct",
+        help="turn a video into a coloured point cloud with cameras",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=_reconstruct)
+    command.add_argument("video", metavar="VIDEO", help="a video, an animated image, or a folder of images")
+    command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the results")
+    command.add_argument("--model", default="tiny", help="tiny (untrained), a file, a folder or a Hub id")
+    command.add_argument("--fps", type=_rate, default=2.0, help="frames taken a second of video, or 'all'")
+    command.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
+    command.add_argument("--size", type=int, help="width in pixels for the network; the model's own if not given")
+    command.add_argument(
+        "--policy",
+        type=_policy,
+        default="all",
+        help="frames kept in memory: all, window, or window:A,R for A first and R recent ones",
+    )
+    command.add_argument("--format", type=_choices(FORMATS), default="glb,tum", help=f"any of {','.join(FORMATS)}")
+    command.add_argument(
+        "--geometry", choices=("depth", "points"), default="depth", help="points from depth and camera, or point maps"
+    )
+    command.add_argument(
+        "--confidence", type=float, default=20.0, metavar="PERCENT", help="drop this many percent least certain points"
+    )
+    command.add_argument("--mask", type=_choices(MASKS), default="", help=f"background to drop: {','.join(MASKS)}")
+    command.add_argument("--max-points", type=int, default=1_000_000, metavar="N", help="points in the cloud at most")
+    command.add_argument("--device", default=_default_device(), help="cpu, cuda or mps")
+
+    command = commands.add_parser("info", help="print the sizes of a model and what a cached frame costs")
+    command.set_defaults(run=_info)
+    command.add_argument(
+        "model", nargs="?", default="vggt-1b", help=f"{', '.join(PRESETS)}, a file, a folder or Hub id"
+    )
+    return parser
+
+
+# --- reconstruct
+
+
+def _reconstruct(options: argparse.Namespace) -> int:
+    """Stream a video through the network and write the formats asked for."""
+    point_filter = PointFilter(
+        conf_percentile=options.confidence,
+        max_points=options.max_points,
+        **{f"mask_{name}": True for name in options.mask},
+    )
+    frames = read_frames(options.video, fps=options.fps, max_frames=options.max_frames)
+    output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    model = load_model(options.model, device=options.device)
+    session = StreamSession(model, options.policy, size=options.size)
+    scene, raw = Scene(options.geometry), list[FramePrediction]()
+    status = 0
+    try:
+        for prediction in _with_progress(session, frames, _expected_frames(options)):
+            scene.add(prediction)
+            if "npz" in options.format:
+                raw.append(prediction)
+            if "colmap" in options.format:
+                path = output / "colmap" / "images" / f"frame_{prediction.index:06d}.png"
+                write_atomically(path, _png(prediction.image))
+    except (KeyboardInterrupt, VideoError, ValueError, torch.OutOfMemoryError) as error:
+        if not scene.num_frames:
+            raise
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        print(f"streamvggt: {reason}; writing the {scene.num_frames} frames before it", file=sys.stderr)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    for name, data in _results(scene, raw, point_filter, options.format):
+        write_atomically(output / name, data)
+        print(output / name)
+    return status
+
+
+def _with_progress(session: StreamSession, frames: Iterator[Frame], total: int | None) -> Iterator[FramePrediction]:
+    """Run a session with a bar that shows frames a second and the size of the cache."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=" frames", disable=None) as bar:
+        for prediction in session.run(frames):
+            yield prediction
+            bar.set_postfix_str(f"cache {session.nbytes / MIB:.1f} MiB, {len(session.held_frames)} frames")
+            bar.update()
+
+
+def _expected_frames(options: argparse.Namespace) -> int | None:
+    """How many frames will come, for the progress bar; None where nobody knows."""
+    path = Path(options.video)
+    if not path.is_file():
+        return options.max_frames
+    info = describe_video(path)
+    if options.fps is None:
+        count = info.num_frames
+    else:
+        count = None if info.duration_s is None else max(1, round(info.duration_s * options.fps))
+    known = [value for value in (count, options.max_frames) if value is not None]
+    return min(known) if known else None
+
+
+def _results(
+    scene: Scene, raw: list[FramePrediction], point_filter: PointFilter, formats: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
+    """Relative paths and contents of the files that were asked for."""
+    cloud = scene.point_cloud(point_filter)
+    if "glb" in formats:
+        yield "scene.glb", glb_bytes(cloud, scene.cameras)
+    if "ply" in formats:
+        yield "scene.ply", ply_bytes(cloud)
+    if "colmap" in formats:
+        for name, data in colmap_files(cloud, scene.cameras).items():
+            yield f"colmap/{name}", data
+    if "tum" in formats:
+        yield "trajectory.txt", tum_trajectory(scene.cameras).encode()
+    if "npz" in formats:
+        yield "predictions.npz", npz_bytes(raw)
+
+
+def _png(image: ByteArray) -> bytes:
+    from PIL import Image
+
+    stream = BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+# --- info
+
+
+def _info(options: argparse.Namespace) -> int:
+    """Print configuration, parameters and bytes of a cached frame; presets are built without weights."""
+    preset = PRESETS.get(options.model)
+    config = preset() if preset else load_model(options.model).config
+    with torch.device("meta"):
+        model = StreamVGGT(replace(config, attention="causal"))
+    print(f"{options.model}: attention {config.attention}, encoder {config.encoder}, {config.depth} pairs of blocks,")
+    print(f"  {config.embed_dim} wide, {config.num_heads} heads, patches of {config.patch_size} pixels")
+    print(f"parameters {_count(model):>38,}")
+    for name, part in model.named_children():
+        print(f"  {name:<20} {_count(part):>26,}")
+    print("memory of one cached frame            float32      bfloat16")
+    side, patch = config.image_size, config.patch_size
+    sizes = {(round(side * ratio / patch) * patch, side) for ratio in (1, 3 / 4, 9 / 16)}
+    for height, width in sorted(sizes, reverse=True):
+        cells = []
+        for dtype in (torch.float32, torch.bfloat16):
+            model.encoder.to(dtype)
+            model.aggregator.to(dtype)
+            state = model.new_state()
+            model(torch.empty(1, 1, 3, height, width, device="meta"), state=state)
+            cells.append(f"{state.nbytes / MIB:10.2f} MiB")
+        print(f"  {width}x{height} ({config.tokens_per_frame(height, width)} tokens)".ljust(31) + "".join(cells))
+    return 0
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- arguments
+
+
+def _rate(text: str) -> float | None:
+    if text == "all":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"needs a rate above 0 or 'all', got {text}")
+    return value
+
+
+def _policy(text: str) -> CachePolicy:
+    name, _, counts = text.partition(":")
+    try:
+        if name == "all" and not counts:
+            return KeepAll()
+        if name == "window":
+            return AnchorWindow(*(int(count) for count in counts.split(","))) if counts else AnchorWindow()
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    raise argparse.ArgumentTypeError(f"needs all, window or window:A,R, got {text!r}")
+
+
+def _choices(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(",") if name.strip())
+        unknown = [name for name in names if name not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; any of {','.join(allowed)}, joined by commas")
+        return names
+
+    return parse
+
+
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Who may import whom, and what `import streamvggt` may cost."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "streamvggt"
+
+# Each row may import the rows above it and its own modules marked so.
+LAYERS = [
+    {"types", "config"},
+    {"geometry", "rope", "attention", "layers", "official", "gltf"},
+    {"cache", "encoder", "heads.camera", "heads.dense", "heads.track"},
+    {"aggregator", "model"},
+    {"images", "video"},
+    {"checkpoint", "session", "scene", "export"},
+    {"__main__"},
+]
+# Within a row, the modules that build on others of it.
+PEERS = {
+    ("layers", "attention"),
+    ("layers", "rope"),
+    ("heads.track", "heads.dense"),
+    ("model", "aggregator"),
+    ("video", "images"),
+}
+# Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
+LATE = {("model", "checkpoint")}
+NETWORK = {"rope", "attention", "layers", "encoder", "aggregator", "model", "cache", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
+HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "PIL", "tqdm"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
+
+
+def imports(path, name):
+    """Names imported by a module: (module, whether at its top level); our own without the package's name."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    package = name.split(".")[:-1]
+    for node in ast.walk(tree):
+        found = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            found = [".".join([*base, node.module])] if node.module else [".".join([*base, a.name]) for a in node.names]
+            found = [f"streamvggt.{module}" for module in found]
+        elif isinstance(node, ast.ImportFrom):
+            found = [node.module]
+        for module in found:
+            yield module, id(node) in top
+
+
+def rank(name):
+    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def test_every_module_has_its_place():
+    known = set().union(*LAYERS) | {"__init__", "heads.__init__"}
+    assert {name for name, _ in modules()} == known
+
+
+@pytest.mark.parametrize(("name", "path"), [pair for pair in modules() if not pair[0].endswith("__init__")])
+def test_a_module_imports_only_what_lies_below_it(name, path):
+    for imported, at_top in imports(path, name):
+        if not imported.startswith("streamvggt."):
+            continue
+        other = imported.removeprefix("streamvggt.")
+        if (name, other) in LATE:
+            assert not at_top, f"{name} must import {other} inside a function"
+        else:
+            assert rank(other) < rank(name) or (name, other) in PEERS, f"{name} must not import {other}"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_heavy_packages_are_imported_where_they_are_used(name, path):
+    for imported, at_top in imports(path, name):
+        assert not (at_top and imported.split(".")[0] in HEAVY), f"{name} imports {imported} at the top"
+
+
+def test_the_network_imports_torch_alone():
+    allowed = {"torch", "streamvggt", *sys.stdlib_module_names}
+    for name, path in modules():
+        if name in NETWORK:
+            assert {imported.split(".")[0] for imported, _ in imports(path, name)} <= allowed, name
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = """
+import json, sys, time, torch
+start = time.perf_counter()
+import streamvggt
+print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
+"""
+    seconds, loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    for package in ("av", "trimesh", "huggingface_hub", "gradio"):
+        assert package not in loaded
+    assert seconds < 10  # a hang or a download; the time itself is in benchmarks/
+
+
+def test_public_names_exist_and_are_documented():
+    import streamvggt
+
+    for name in streamvggt.__all__:
+        assert getattr(streamvggt, name).__doc__, name
+    assert sorted(streamvggt.__all__, key=str) == streamvggt.__all__

@@ -1,0 +1,153 @@
+"""Sessions: numpy frames in, the network's numbers out."""
+
+import numpy as np
+import pytest
+import torch
+from reference import lively
+
+from streamvggt import AnchorWindow, Frame, StreamSession, StreamVGGTConfig, preprocess
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return lively(StreamVGGTConfig.tiny())
+
+
+def frames(count, hw=(90, 160), seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, *hw, 3), dtype=np.uint8))
+
+
+def test_a_session_says_what_the_network_says(tiny):
+    video = frames(3)
+    session = StreamSession(tiny)
+    got = [session.step(Frame(image, index=7 + i, time_s=0.5 * i)) for i, image in enumerate(video)]
+    images = torch.stack([torch.from_numpy(preprocess(image, 112)[0]) for image in video])[None]
+    with torch.no_grad():
+        want = tiny(images)
+    for i, prediction in enumerate(got):
+        assert (prediction.index, prediction.time_s) == (i, 0.5 * i)
+        assert prediction.image_hw == (56, 112)
+        np.testing.assert_array_equal(prediction.image, np.round(images[0, i].permute(1, 2, 0).numpy() * 255))
+        for name in ("depth", "depth_conf", "world_points", "world_points_conf"):
+            value = getattr(prediction, name)
+            assert value.dtype == np.float32
+            np.testing.assert_allclose(value, getattr(want, name)[0, i].numpy(), rtol=1e-4, atol=1e-5)
+        assert prediction.extrinsics.shape == (3, 4)
+        fov_h, fov_w = want.pose_enc[0, i, 7:].clamp(1e-3, np.pi - 1e-3).tolist()
+        np.testing.assert_allclose(prediction.intrinsics[0, 0], 56 / np.tan(fov_w / 2), rtol=1e-4)
+        np.testing.assert_allclose(prediction.intrinsics[1, 1], 28 / np.tan(fov_h / 2), rtol=1e-4)
+        np.testing.assert_array_equal(prediction.intrinsics[:2, 2], [56, 28])
+        assert prediction.placement.source_hw == (90, 160)
+        assert prediction.tracks is None
+
+
+def test_run_yields_each_prediction_before_it_asks_for_the_next_frame(tiny):
+    taken = []
+
+    def camera():
+        for i, image in enumerate(frames(3)):
+            taken.append(i)
+            yield image
+
+    for prediction in StreamSession(tiny).run(camera()):
+        assert taken == list(range(prediction.index + 1))
+    assert taken == [0, 1, 2]
+
+
+def test_arrays_count_as_one_frame_a_second(tiny):
+    session = StreamSession(tiny)
+    assert [session.step(image).time_s for image in frames(3)] == [0.0, 1.0, 2.0]
+
+
+def test_held_frames_and_bytes_follow_the_policy(tiny):
+    session = StreamSession(tiny, AnchorWindow(1, 2))
+    sizes = [(session.step(image), session.nbytes)[1] for image in frames(5)]
+    assert session.held_frames == (0, 3, 4)
+    assert session.num_frames == 5
+    # K and V, 4 bytes: 4 layers of 37 tokens 48 wide, 4 rounds of 2 camera blocks 96 wide.
+    assert sizes == [n * 8 * (4 * 37 * 48 + 4 * 2 * 96) for n in (1, 2, 3, 3, 3)]
+
+
+def test_a_frame_of_another_size_in_mid_stream_is_refused_and_the_stream_goes_on(tiny):
+    video = frames(3)
+    whole, broken = StreamSession(tiny), StreamSession(tiny)
+    want = [whole.step(image) for image in video]
+    broken.step(video[0])
+    with pytest.raises(ValueError, match=r"56x112.*112x112.*another stream"):
+        broken.step(np.zeros((160, 160, 3), np.uint8))
+    got = [broken.step(image) for image in video[1:]]
+    assert [prediction.index for prediction in got] == [1, 2]
+    np.testing.assert_array_equal(got[-1].depth, want[-1].depth)
+
+
+def test_grey_and_transparent_frames_are_taken(tiny):
+    grey = np.full((90, 160), 100, np.uint8)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    rgba = np.concatenate([rgb, np.full((90, 160, 1), 255, np.uint8)], axis=2)
+    depths = [StreamSession(tiny).step(image).depth for image in (grey, rgb, rgba)]
+    np.testing.assert_array_equal(depths[0], depths[1])
+    np.testing.assert_array_equal(depths[0], depths[2])
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (np.zeros((90, 160, 5), np.uint8), "5"),
+        (np.zeros((90, 160, 3), np.float32), "float32"),
+        (np.zeros((0, 160, 3), np.uint8), "0"),
+        (np.zeros(7, np.uint8), "7"),
+    ],
+)
+def test_what_is_no_image_is_refused(tiny, frame, message):
+    session = StreamSession(tiny)
+    with pytest.raises(ValueError, match=message):
+        session.step(frame)
+    assert session.num_frames == 0
+
+
+def test_points_are_followed_from_the_frame_they_were_named_on(tiny):
+    session = StreamSession(tiny)
+    video = frames(4)
+    points = np.array([[10.0, 20.0], [100.0, 5.0]])
+    assert session.step(video[0]).tracks is None
+    first = session.step(video[1], points)
+    np.testing.assert_array_equal(first.tracks, points)
+    later = session.step(video[2], np.array([[1.0, 2.0]]))
+    assert later.tracks.shape == (3, 2)
+    np.testing.assert_array_equal(later.tracks[2], [1, 2])
+    assert later.track_visibility.shape == (3,)
+    assert ((later.track_visibility > 0) & (later.track_visibility < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([[10.0, 56.0]], r"point 0 \[10.0, 56.0\] lies outside .* 112x56"),
+        ([[10.0, np.nan]], "outside"),
+        ([10.0, 5.0], r"\[N, 2\]"),
+        (np.zeros((0, 2)), r"\[N, 2\]"),
+    ],
+)
+def test_points_that_are_none_are_refused(tiny, points, message):
+    session = StreamSession(tiny)
+    with pytest.raises(ValueError, match=message):
+        session.step(frames(1)[0], np.array(points))
+    assert session.num_frames == 0
+
+
+def test_the_size_must_fit_the_patches(tiny):
+    assert StreamSession(tiny, size=56).step(frames(1)[0]).image_hw == (28, 56)
+    for size in (100, 0, -14):
+        with pytest.raises(ValueError, match="multiple of the patch size 14"):
+            StreamSession(tiny, size=size)
+
+
+def test_half_precision_keeps_a_half_size_cache_and_float32_heads(tiny):
+    full, half = StreamSession(tiny), StreamSession(tiny, dtype=torch.bfloat16)
+    video = frames(3)
+    for image in video:
+        want, got = full.step(image), half.step(image)
+    assert got.depth.dtype == np.float32
+    camera_bytes = 3 * 8 * 4 * 2 * 96  # the camera head computes, and caches, in float32
+    assert half.nbytes - camera_bytes == (full.nbytes - camera_bytes) / 2
+    np.testing.assert_allclose(got.depth, want.depth, rtol=0.2)
