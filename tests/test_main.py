@@ -42,7 +42,7 @@ def test_reconstruct_writes_every_format(video, tmp_path, capsys, caplog):
 
     points = PlyData.read(out / "scene.ply")["vertex"]
     # Of 84 x 112 pixels in 8 frames the least certain fifth and the depth edges are dropped.
-    assert 0 < len(points) <= 0.8 * 8 * 84 * 112 + 1
+    assert 0 < len(points) <= 0.8 * 8 * 84 * 112 + 10  # ties stay
     scene = pygltflib.GLTF2().load(str(out / "scene.glb"))
     assert sum(node.camera is not None for node in scene.nodes) == 8
 

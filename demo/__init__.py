@@ -1,0 +1,1 @@
+"""The web page around the package."""
