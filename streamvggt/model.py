@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -119,6 +120,25 @@ class StreamVGGT(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load tensors under our names or those of the released checkpoints; see ``torch.nn.Module``."""
         return super().load_state_dict(from_official(state_dict), strict, assign)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network to a folder, see :func:`streamvggt.checkpoint.save_pretrained`."""
+        from .checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> StreamVGGT:
+        """Load a network from the Hub or a folder, see :func:`streamvggt.checkpoint.from_pretrained`."""
+        from .checkpoint import from_pretrained
+
+        return from_pretrained(source, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the network to the Hub, see :func:`streamvggt.checkpoint.push_to_hub`."""
+        from .checkpoint import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
     def _tokens(self, images: Tensor, attends: Sequence[Attend], first_frame: int = 0) -> dict[int, Tensor]:
         """Encode images and aggregate them; tokens of the layers that the heads read, in the heads' precision."""
