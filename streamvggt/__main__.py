@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -189,7 +188,7 @@ def _info(options: argparse.Namespace) -> int:
     preset = PRESETS.get(options.model)
     config = preset() if preset else load_model(options.model).config
     with torch.device("meta"):
-        model = StreamVGGT(replace(config, attention="causal"))
+        model = StreamVGGT(config)
     print(f"{options.model}: attention {config.attention}, encoder {config.encoder}, {config.depth} pairs of blocks,")
     print(f"  {config.embed_dim} wide, {config.num_heads} heads, patches of {config.patch_size} pixels")
     print(f"parameters {_count(model):>38,}")
@@ -199,13 +198,7 @@ def _info(options: argparse.Namespace) -> int:
     side, patch = config.image_size, config.patch_size
     sizes = {(round(side * ratio / patch) * patch, side) for ratio in (1, 3 / 4, 9 / 16)}
     for height, width in sorted(sizes, reverse=True):
-        cells = []
-        for dtype in (torch.float32, torch.bfloat16):
-            model.encoder.to(dtype)
-            model.aggregator.to(dtype)
-            state = model.new_state()
-            model(torch.empty(1, 1, 3, height, width, device="meta"), state=state)
-            cells.append(f"{state.nbytes / MIB:10.2f} MiB")
+        cells = [f"{config.cached_frame_bytes(height, width, size) / MIB:10.2f} MiB" for size in (4, 2)]
         print(f"  {width}x{height} ({config.tokens_per_frame(height, width)} tokens)".ljust(31) + "".join(cells))
     return 0
 

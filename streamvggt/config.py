@@ -97,6 +97,18 @@ class StreamVGGTConfig:
         """P, the tokens of a frame of ``height x width`` pixels."""
         return self.special_tokens + (height // self.patch_size) * (width // self.patch_size)
 
+    def cached_frame_bytes(self, height: int, width: int, bytes_per_number: int = 4) -> int:
+        """Memory that a stream takes for each frame it holds, without point tracks.
+
+        Args:
+            height: of the processed image, pixels.
+            width: likewise.
+            bytes_per_number: of the aggregator's keys and values, 2 in half precision; the camera head's take 4.
+        """
+        blocks = self.depth * self.tokens_per_frame(height, width) * self.embed_dim * bytes_per_number
+        camera = self.camera_iterations * self.camera_depth * 2 * self.embed_dim * 4
+        return 2 * (blocks + camera)
+
     @classmethod
     def vggt_1b(cls, attention: Literal["causal", "full"] = "causal") -> StreamVGGTConfig:
         """The released sizes: 1.26 billion parameters."""

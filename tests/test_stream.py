@@ -133,12 +133,10 @@ def test_a_window_that_is_never_full_is_bitwise_keep_all(tiny):
 
 
 def test_memory_is_exact_and_flat_under_a_window(tiny):
-    config, state = tiny.config, tiny.new_state(AnchorWindow(1, 3))
-    tokens = config.tokens_per_frame(56, 70)
-    frame_bytes = 4 * 2 * (
-        config.depth * tokens * config.embed_dim
-        + config.camera_iterations * config.camera_depth * 2 * config.embed_dim
-    )  # fmt: skip
+    state = tiny.new_state(AnchorWindow(1, 3))
+    # K and V in 4 bytes: 4 layers of 5 + 4 * 5 tokens 48 wide, and 4 rounds of 2 camera blocks 96 wide.
+    frame_bytes = 2 * 4 * (4 * 25 * 48 + 4 * 2 * 96)
+    assert tiny.config.cached_frame_bytes(56, 70) == frame_bytes
     sizes = []
     for frame in images(1, 8, (56, 70)).split(1, dim=1):
         tiny(frame, state=state)
