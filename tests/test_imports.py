@@ -17,7 +17,7 @@ LAYERS = [
     {"geometry", "rope", "attention", "layers", "official", "gltf"},
     {"cache", "encoder", "heads.camera", "heads.dense", "heads.track"},
     {"aggregator", "model"},
-    {"images", "video", "synthetic"},
+    {"images", "video", "metrics", "synthetic"},
     {"checkpoint", "session", "scene", "export"},
     {"__main__"},
 ]
