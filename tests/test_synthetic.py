@@ -16,6 +16,15 @@ SMALL = SyntheticConfig(num_frames=4, image_hw=(84, 112))
 STILL = replace(SMALL, moving_probability=0.0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Frames are small: where the cores are busy, threads that wait for each other are several times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def still():
     return render_clips(range(6), STILL, "cpu")
@@ -72,6 +81,15 @@ def test_a_ray_stops_where_it_first_enters_a_solid():
     assert len(hit.unique()) > 20
 
 
+def test_solids_behind_and_around_the_start_are_not_hit():
+    poses = torch.eye(3, 4).repeat(1, 3, 1, 1)
+    poses[0, :, 2, 3] = torch.tensor([-3.0, 0.1, 5.0])  # behind, around the start, in front
+    solids = Solids(poses, torch.ones(1, 3, 3), torch.ones(1, 3, 2), torch.ones(1, 3, dtype=torch.bool))
+    ahead = torch.tensor([0.0, 0, 1]).view(3, 1, 1, 1)
+    parameter, hit = nearest(solids, torch.zeros(1, 3), ahead, torch.full((1, 1, 1), 20.0))
+    assert parameter.item() == pytest.approx(4) and hit.item() == 2
+
+
 def test_a_shadow_falls_where_a_solid_stands_in_the_light():
     sphere = Solids(
         torch.eye(3, 4)[None, None] + torch.tensor([0.0, 0, 5])[:, None] * torch.tensor([0.0, 0, 0, 1]),
@@ -87,7 +105,7 @@ def test_a_shadow_falls_where_a_solid_stands_in_the_light():
 
 
 def test_a_sphere_over_a_plane_has_the_depth_computed_by_hand():
-    world = sample_world([0], replace(STILL, num_frames=1)).frames(0, 1, torch.device("cpu"))
+    world = sample_world([0], replace(STILL, num_frames=1)).to(torch.device("cpu")).frames(0, 1)
     active = torch.zeros_like(world.active)
     active[:, [0, -1]] = True
     poses = torch.eye(3, 4).expand_as(world.poses).clone()
@@ -208,6 +226,8 @@ def test_tracks_on_moving_things_keep_their_colour(moving):
         change_if_still += (at(moving.images[b, 3], left_behind) - before).abs().mean(1).sum().item()
         count += int(kept.sum())
     assert count > 300
+    rotation = moving.surface_poses[..., :3]
+    assert (rotation[:, 3] - rotation[:, 0]).abs().amax() > 0.05  # they turn, too
     assert change / count < 0.06
     assert change < 0.5 * change_if_still
 
@@ -299,6 +319,19 @@ def test_photographs_become_textures():
     # The texture repeats mirrored: u = 0 is its right edge, u = 1 its left, u = 2 its right again.
     expected = torch.tensor([200, 0, 0, 200, 200]) / 255
     assert torch.allclose(sharp, expected.expand(3, 5), atol=1e-5)
+    rng = np.random.default_rng(0)
+    photo = rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+    bank = TextureBank([photo])
+    v, u = torch.meshgrid(*[(torch.arange(SIDE) + 0.5) / SIDE + 1] * 2, indexing="ij")  # the second, mirrored repeat
+    texels = bank.sample(torch.full_like(u, bank.num_textures - 1).long(), u, v, torch.full_like(u, 1 / SIDE))
+    np.testing.assert_allclose(255 * texels.permute(1, 2, 0).numpy(), photo, atol=0.5)
+
+
+def test_photographs_blur_with_distance():
+    photo = np.zeros((60, 90, 3), np.uint8)
+    photo[:, 45:] = 200
+    bank = TextureBank([photo])
+    index, u, v = torch.full((5,), bank.num_textures - 1), torch.linspace(-3, 3, 5), torch.full((5,), 0.3)
     blurred = bank.sample(index, u, v, torch.full((5,), 2.0))
     assert torch.allclose(blurred, torch.full((3, 5), 100 / 255), atol=2e-3)
     with pytest.raises(ValueError, match=r"RGB uint8 \[h, w, 3\], got float64 \[4, 4, 3\]"):

@@ -163,24 +163,23 @@ def render_clips(
         raise ValueError(f"seeds must be one number >= 0 a clip, got {list(seeds)}")
     device = torch.device(device)
     bank = textures or procedural_bank(device)
-    world = sample_world(seeds, config)
+    world = sample_world(seeds, config).to(device)
     B, S, (H, W) = len(seeds), config.num_frames, config.image_hw
     # One frame at a time stays in the caches of a CPU, and gives it the same shapes in every batch.
     at_once = 1 if device.type == "cpu" else max(1, _RAYS_AT_ONCE // (H * W))
     parts = [
-        render(world.frames(start, start + at_once, device), bank, (H, W), shadows=config.shadows)
+        render(world.frames(start, start + at_once), bank, (H, W), shadows=config.shadows)
         for start in range(0, B * S, at_once)
     ]
     radiance, depth, surface = (torch.cat(values).unflatten(0, (B, S)) for values in zip(*parts, strict=True))
-    images = [expose(radiance[b], world.frames(b * S, (b + 1) * S, device)) for b in range(B)]
     return SyntheticClip(
-        images=torch.stack(images),
+        images=expose(radiance, world),
         depth=depth,
         valid=depth > 0,
-        extrinsics=world.extrinsics.to(device, torch.float32),
-        intrinsics=world.intrinsics.to(device, torch.float32),
+        extrinsics=world.extrinsics,
+        intrinsics=world.intrinsics.contiguous(),
         surface=surface,
-        surface_poses=world.poses.to(device, torch.float32),
+        surface_poses=world.poses,
         seeds=tuple(seeds),
     )
 

@@ -12,7 +12,7 @@ same in whatever batch it is cast.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -147,14 +147,12 @@ def _entry(solids: Solids, origins: Tensor, directions: Tensor, tile: Tensor, so
     rays = [component.flatten(0, 1).index_select(0, tile) for component in directions]
     local = [_rotate(to_unit[:, axis, :3], rays).add_(_PARALLEL) for axis in range(3)]
 
-    enter, leave = None, None
+    near, far = [], []
     for axis in range(3):
         inverse = local[axis].reciprocal()
         middle, half = local_origin[:, axis] * inverse, inverse.abs_()
-        near, far = -middle - half, half - middle
-        enter = near if enter is None else torch.maximum(enter, near, out=enter)
-        leave = far if leave is None else torch.minimum(leave, far, out=leave)
-    assert enter is not None and leave is not None
+        near.append(-middle - half)
+        far.append(half - middle)
 
     # The quadric from the ray's point nearest to the axis: the usual discriminant loses small, far solids to rounding.
     weighted = [round_xz * local[0], round_y * local[1], round_xz * local[2]]
@@ -164,5 +162,5 @@ def _entry(solids: Solids, origins: Tensor, directions: Tensor, tile: Tensor, so
     x, y, z = (torch.addcmul(local_origin[:, axis], middle, local[axis]) for axis in range(3))
     room = 1 - round_xz * (x * x + z * z) - round_y * y * y
     half = (room.clamp_min(0) / square).sqrt_()
-    enter, leave = torch.maximum(enter, middle - half), torch.minimum(leave, middle + half)
+    enter, leave = reduce(torch.maximum, [*near, middle - half]), reduce(torch.minimum, [*far, middle + half])
     return torch.where((enter < leave) & (enter > 0) & (room > 0), enter, torch.inf)

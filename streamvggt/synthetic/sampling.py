@@ -190,7 +190,7 @@ def _sample_light(dice: Dice, space: Space, first: Tensor) -> dict[str, Tensor]:
         "light_range": torch.where(is_open, 1e4, dice.uniform(1.5, 5)),
         "ambient": dice.uniform(0.3, 0.7),
         "sky": grey * torch.lerp(torch.ones_like(blue), blue, dice.uniform(0, 1, 1, 1)),
-        "brightness": dice.uniform(0.28, 0.55),
+        "brightness": dice.uniform(0.33, 0.58),
         "cast": 1 + dice.normal(0.05, 3),
         "gamma": dice.normal(0.12).exp(),
     }

@@ -16,6 +16,7 @@ TILE = 7
 """Side of the squares of pixels that are cast together; it divides every size that a 14-pixel patch divides."""
 
 _SHADOW_BIAS = 0.004  # shadow rays end this far off the surface, metres
+_GRAIN = 9.0  # repeats of the fine texture in one of the coarse
 _ON_QUADRIC = 0.998  # where a solid's quadric reaches this, the hit is on its round side, not on a flat face
 
 
@@ -61,8 +62,10 @@ def render(world: World, bank: TextureBank, image_hw: tuple[int, int], *, shadow
     points = torch.addcmul(origins.T[..., None, None], directions, depth)
     surface = _describe(world, bank, points, hit)
 
-    footprint = depth * surface.repeats / world.intrinsics[:, 0, 0, None, None]
-    albedo = bank.sample(surface.texture, surface.u, surface.v, footprint) * surface.tints
+    # A slanted surface packs more texture into a pixel one way; the mean of both ways blurs and flickers little.
+    facing = (directions * surface.normals).sum(0).abs() * directions.square().sum(0).rsqrt_()
+    footprint = depth * surface.repeats / (world.intrinsics[:, 0, 0, None, None] * facing.clamp_min_(0.02).sqrt_())
+    albedo = _albedo(bank, surface, footprint)
     radiance = albedo * _light(world, solids, surface, shadows=shadows)
 
     is_sky = (surface.face == 2) & ~world.ceiling[:, None, None]
@@ -78,19 +81,19 @@ def render(world: World, bank: TextureBank, image_hw: tuple[int, int], *, shadow
 
 
 def expose(radiance: Tensor, world: World) -> Tensor:
-    """Expose a clip as a camera would: one gain for all its frames, a colour cast, a curve.
+    """Expose clips as a camera would: one gain for all frames of a clip, a colour cast, a curve.
 
     Args:
-        radiance: ``[S, 3, H, W]``.
-        world: the clip's frames, flattened.
+        radiance: ``[B, S, 3, H, W]``.
+        world: the clips, not flattened.
 
     Returns:
-        Images ``[S, 3, H, W]`` in [0, 1].
+        Images ``[B, S, 3, H, W]`` in [0, 1].
     """
     # Summed in float64: the order of summation, which differs between batches, must not show.
-    gain = world.brightness[0].double() / radiance.mean(dtype=torch.float64).clamp_min(1e-3)
-    factors = gain.to(radiance) * world.cast[..., None, None]
-    return (radiance * factors).clamp_(0, 1).pow_(world.gamma[..., None, None, None])
+    mean = radiance.mean((2, 3, 4), dtype=torch.float64).mean(1, keepdim=True).clamp_min(1e-3)
+    gain = (world.brightness / mean).to(radiance)[..., None] * world.cast
+    return (radiance * gain[..., None, None]).clamp_(0, 1).pow_(world.gamma[..., None, None, None])
 
 
 def _to_tiles(image: Tensor) -> Tensor:
@@ -159,6 +162,14 @@ def _describe(world: World, bank: TextureBank, points: Tensor, hit: Tensor) -> _
     return _Surface(points, normals, face, u, v, tints, texture, repeats[0])
 
 
+def _albedo(bank: TextureBank, surface: _Surface, footprint: Tensor) -> Tensor:
+    """Look up the texture and, finer, another in grey over it: close up, too, there must be something to see."""
+    color = bank.sample(surface.texture, surface.u, surface.v, footprint) * surface.tints
+    other = (surface.texture + bank.num_textures // 3) % bank.num_textures
+    grain = bank.sample(other, surface.u * _GRAIN, surface.v * _GRAIN, footprint * _GRAIN)[1]
+    return color.mul_(0.65 + 0.7 * grain)
+
+
 def _light(world: World, solids: Solids, surface: _Surface, *, shadows: bool) -> Tensor:
     """Add up the light on the surface ``[F, T, K]``: a lamp or the sun, and light from all around, more from above."""
     from_light = torch.add(surface.points, surface.normals, alpha=_SHADOW_BIAS)
@@ -167,7 +178,7 @@ def _light(world: World, solids: Solids, surface: _Surface, *, shadows: bool) ->
     lambert = -(from_light * surface.normals).sum(0) * square.rsqrt()
     direct = lambert.clamp_min_(0) / (1 + square / world.light_range[:, None, None].square())
     if shadows:
-        direct *= ~blocked(solids, world.light, from_light, torch.ones_like(square))
+        direct *= ~blocked(solids, world.light, from_light, (direct > 0).to(direct))  # up to the surface, where lit
     from_above = (surface.normals * world.up.T[..., None, None]).sum(0)
     ambient = world.ambient[:, None, None]
     return ambient * (0.8 + 0.2 * from_above) + (1 - ambient) * 2 * direct

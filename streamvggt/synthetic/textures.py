@@ -114,8 +114,10 @@ def _procedural_textures() -> Tensor:
     pattern = 0.8 * torch.cat(patterns) + 0.2 * fine
 
     colors = torch.rand(n, 3, 3, 1, 1, generator=generator).pow(0.8)  # ground, figure, stain
-    drab = 1 - 0.9 * uniform(1, 1, 1, 1).square()  # most things in a room are far from pure colours
-    colors = colors + drab * (colors.mean(2, keepdim=True) - colors)
+    # Most things are far from pure colours: paint, plaster and paper near grey, wood and stone from grey to brown.
+    brown = torch.tensor([1.15, 1.0, 0.8])[:, None, None].pow(3 * uniform(1, 1, 1, 1)) * (uniform(1, 1, 1, 1) < 0.6)
+    drab = 1 - 0.9 * uniform(1, 1, 1, 1).square()
+    colors = colors + drab * (colors.mean(2, keepdim=True) * torch.where(brown > 0, brown, 1) - colors)
     ground, figure, stain = colors.unbind(1)
     figure = ground + (0.3 + 0.7 * uniform(1, 1, 1)) * (figure - ground)
     stained = ((coarse - 0.6) * 6).sigmoid() * (uniform(1, 1) < 0.35) * 0.7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -98,14 +99,16 @@ class World:
     cast: Tensor
     gamma: Tensor
 
-    def frames(self, start: int, stop: int, device: torch.device) -> World:
-        """Take frames ``start`` to ``stop`` of the flattened ``B * S``, float32 and on the device."""
+    def to(self, device: torch.device) -> World:
+        """Move everything to the device, numbers as float32."""
+        return self._map(lambda value: value.to(device, torch.float32 if value.is_floating_point() else value.dtype))
 
-        def take(value: Tensor) -> Tensor:
-            value = value.flatten(0, 1)[start:stop]
-            return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
+    def frames(self, start: int, stop: int) -> World:
+        """Take frames ``start`` to ``stop`` of the ``B * S`` in a row."""
+        return self._map(lambda value: value.flatten(0, 1)[start:stop])
 
-        return World(**{field.name: take(getattr(self, field.name)) for field in fields(self)})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> World:
+        return World(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
     @property
     def solids(self) -> Solids:
