@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamvggt.synthetic import SyntheticClip, SyntheticConfig, TextureBank, render_clips
+from streamvggt.synthetic import SyntheticClip, SyntheticConfig, TextureBank, raycast, render_clips
 from streamvggt.synthetic.raycast import Solids, blocked, nearest
 from streamvggt.synthetic.sampling import sample_world
 from streamvggt.synthetic.shading import render
@@ -79,6 +79,17 @@ def test_a_ray_stops_where_it_first_enters_a_solid():
             assert corner or (not before.any() and number[after.argmax()] == solid)
     assert 0.3 < (hit >= 0).float().mean() < 0.95
     assert len(hit.unique()) > 20
+
+
+def test_trying_only_likely_pairs_of_tile_and_solid_changes_nothing(still, monkeypatch):
+    def every_pair(solids, origins, directions, limit):
+        tile = torch.arange(directions.shape[2])
+        return tuple(pairs.flatten() for pairs in torch.meshgrid(tile, solids.active[0].nonzero()[:, 0], indexing="ij"))
+
+    monkeypatch.setattr(raycast, "_candidates", every_pair)
+    slow = render_clips(range(6), STILL, "cpu")
+    for name in ("images", "depth", "surface"):
+        assert torch.equal(getattr(slow, name), getattr(still, name))
 
 
 def test_solids_behind_and_around_the_start_are_not_hit():

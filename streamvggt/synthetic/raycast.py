@@ -1,8 +1,8 @@
 """Find what rays hit first in scenes of boxes, ellipsoids and cylinders, exactly and for many frames at once.
 
-Rays come in tiles: the ``K`` pixels of a small square see almost the same things, so solids are tried per tile, by
-bounding sphere against the tile's cone of rays, and only the pairs that pass are intersected. All rays of a frame start
-at one point: at the camera, or at the light for shadows.
+Rays come in tiles: the ``K`` pixels of a small square see almost the same things, so solids are tried per tile,
+bounding sphere against cone of rays, then faces against the rays' ends, and only the pairs that pass are intersected.
+All rays of a frame start at one point: at the camera, or at the light for shadows.
 
 Vectors over pixels have their component first, ``[3, F, T, K]``: ``F`` frames of ``T`` tiles. No matrix product is
 used on coordinates (see :mod:`streamvggt.geometry`), and no sum runs over more than one tile: a frame comes out the
@@ -20,7 +20,7 @@ from torch import Tensor
 from streamvggt.geometry import invert_pose
 
 _PARALLEL = 1e-12  # added to directions, so that a ray along a face divides by something
-_MARGIN = 1e-4  # on the cosine of a cone, against rounding
+_MARGIN, _FACE_MARGIN = 1e-4, 1e-3  # on the cosine of a cone, on the unit cube; against rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,17 @@ def _candidates(solids: Solids, origins: Tensor, directions: Tensor, limit: Tens
     meets |= ~outside[:, None] | (cos_tile < 0)
     meets &= ((distance - solids.radii)[:, None] < reach) & solids.active[:, None]
     frame, tile, solid = meets.nonzero(as_tuple=True)
-    return frame * meets.shape[1] + tile, frame * meets.shape[2] + solid
+
+    # A sphere around a board or a wall cabinet is mostly air: drop the pairs that a face of the box keeps apart.
+    ends = torch.addcmul(origins.T[..., None, None], directions, limit)
+    middle = ends.mean(-1)
+    spread = (ends - middle[..., None]).square().sum(0).amax(-1).sqrt()[frame, tile, None]
+    spread = spread / solids.half_sizes[frame, solid] + _FACE_MARGIN
+    to_unit = solids.to_unit[frame, solid]
+    start, end = _apply(to_unit, origins[frame]), _apply(to_unit, middle[:, frame, tile].T)
+    apart = (start > 1) & (end - spread > 1) | (start < -1) & (end + spread < -1)
+    keep = ~apart.any(-1)
+    return (frame * meets.shape[1] + tile)[keep], (frame * meets.shape[2] + solid)[keep]
 
 
 def _entry(solids: Solids, origins: Tensor, directions: Tensor, tile: Tensor, solid: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ _SEED = 20  # the procedural textures are part of the generator, the same in eve
 class TextureBank:
     """Hold square textures with their mip levels in one image, so that one call looks up any of them for any pixel.
 
-    Textures repeat mirrored, so none has to be tileable. Each level of each texture has a border of one repeated texel:
-    bilinear look-up never reaches into a neighbour.
+    Every texture is as likely on a surface as any other, procedural or photographic. They repeat
+    mirrored, so none has to be tileable. Each level of each texture has a border of one repeated texel: bilinear
+    look-up never reaches into a neighbour.
 
     Args:
         photos: RGB uint8 ``[h, w, 3]``, any sizes; their central square is resized to ``SIDE``. They come after the
