@@ -22,9 +22,10 @@ def open_folder() -> str:
     return tempfile.mkdtemp(prefix="streamvggt-")
 
 
-def close_folder(folder: str) -> None:
+def close_folder(folder: str | None) -> None:
     """Remove a visitor's results."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def reconstruct(video: str | None, fps: float, max_frames: float, confidence: float, folder: str) -> Iterator[Update]:
@@ -60,6 +61,6 @@ def reconstruct(video: str | None, fps: float, max_frames: float, confidence: fl
 
 def depth_picture(depth: np.ndarray) -> np.ndarray:
     """Show a depth map ``[H, W]`` as grey uint8 ``[H, W]``: near is bright, 2nd to 98th percentile."""
-    inverse = 1 / depth
+    inverse = np.nan_to_num(1 / depth, posinf=0, neginf=0)
     low, high = np.percentile(inverse, [2, 98])
     return (255 * ((inverse - low) / max(high - low, 1e-9)).clip(0, 1)).astype(np.uint8)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import gradio as gr
+from torch import OutOfMemoryError
+
+from streamvggt import CheckpointError
 
 from . import engine, handlers
 
@@ -17,7 +20,8 @@ def build_demo() -> gr.Blocks:
         gr.Markdown("# StreamVGGT: live 3D from video\nUpload a video, press the button, turn the scene.")
         if engine.MODEL == "tiny":
             gr.Markdown(NOTE)
-        folder = gr.State(handlers.open_folder, time_to_live=3600, delete_callback=handlers.close_folder)
+        folder = gr.State(None, time_to_live=3600, delete_callback=handlers.close_folder)
+        demo.load(handlers.open_folder, None, folder, api_visibility="private")
         with gr.Row():
             with gr.Column():
                 video = gr.Video(label="Video", sources=["upload", "webcam"])
@@ -38,5 +42,5 @@ def _as_page_errors(*arguments: object) -> Iterator[handlers.Update]:
     """Show what is wrong with the input as a message on the page."""
     try:
         yield from handlers.reconstruct(*arguments)  # type: ignore[arg-type]
-    except ValueError as error:
+    except (ValueError, OSError, CheckpointError, MemoryError, OutOfMemoryError) as error:
         raise gr.Error(str(error)) from error

@@ -10,10 +10,10 @@ Symbols: ``B`` streams, ``S`` frames of a call, ``P`` tokens of a frame, ``C`` w
 attention head, ``F`` frames that a cache can hold, ``I`` refinement rounds, ``N`` query points, ``H x W`` pixels of the
 processed image, ``h x w`` of the image as it came.
 
-Conventions: images are RGB; ``xy`` are pixels with centres at integers; ``extrinsics`` are world-to-camera ``[3, 4]``
-with OpenCV axes (x right, y down, z forward); ``intrinsics`` are in pixels of the processed image; ``depth`` is z in
-the camera. The world is the first frame's camera and its unit is relative, for the network sees no scale. Confidences
-are >= 1.
+Conventions: images are RGB; ``xy`` are pixels with centres at integers (principal points lie at ``(W / 2, H / 2)`` all
+the same: so the released networks were trained); ``extrinsics`` are world-to-camera ``[3, 4]`` with OpenCV axes (x
+right, y down, z forward); ``intrinsics`` are in pixels of the processed image; ``depth`` is z in the camera. The world
+is the first frame's camera and its unit is relative, for the network sees no scale. Confidences are >= 1.
 """
 
 from .cache import AnchorWindow, CachePolicy, KeepAll, StreamState

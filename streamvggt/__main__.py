@@ -28,6 +28,7 @@ PRESETS: dict[str, Callable[[], StreamVGGTConfig]] = {
     "small": StreamVGGTConfig.small,
     "vggt-1b": StreamVGGTConfig.vggt_1b,
 }
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIB = 2**20
 
 
@@ -37,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
+    except KeyboardInterrupt:
+        print("streamvggt: interrupted", file=sys.stderr)
+        return 130
     except (VideoError, CheckpointError, ValueError, OSError) as error:
         print(f"streamvggt: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         print(
-            f"streamvggt: the device ran out of memory ({str(error).splitlines()[0]}); "
+            f"streamvggt: out of memory ({(str(error).splitlines() or ['no details'])[0]}); "
             "take --policy window, a smaller --size, or --device cpu",
             file=sys.stderr,
         )
@@ -73,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         help="frames kept in memory: all, window, or window:A,R for A first and R recent ones",
     )
-    command.add_argument("--format", type=_choices(FORMATS), default="glb,tum", help=f"any of {','.join(FORMATS)}")
+    command.add_argument(
+        "--format", type=_choices(FORMATS, needed=True), default="glb,tum", help=f"any of {','.join(FORMATS)}"
+    )
     command.add_argument(
         "--geometry", choices=("depth", "points"), default="depth", help="points from depth and camera, or point maps"
     )
@@ -83,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--mask", type=_choices(MASKS), default="", help=f"background to drop: {','.join(MASKS)}")
     command.add_argument("--max-points", type=int, default=1_000_000, metavar="N", help="points in the cloud at most")
     command.add_argument("--device", default=_default_device(), help="cpu, cuda or mps")
+    command.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision of the weights; half of it halves their memory"
+    )
 
     command = commands.add_parser("info", help="print the sizes of a model and what a cached frame costs")
     command.set_defaults(run=_info)
@@ -104,13 +113,18 @@ def _reconstruct(options: argparse.Namespace) -> int:
     )
     frames = read_frames(options.video, fps=options.fps, max_frames=options.max_frames)
     output: Path = options.output
-    output.mkdir(parents=True, exist_ok=True)
-    model = load_model(options.model, device=options.device)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; --output needs a folder, which is made if it is not there")
+    total = _expected_frames(options)
+    # A network with full attention cannot stream; VGGT's weights run causally too.
+    model = load_model(options.model, device=_device(options.device), dtype=DTYPES[options.dtype], attention="causal")
     session = StreamSession(model, options.policy, size=options.size)
+    for stale in output.glob("colmap/images/frame_*.png"):
+        stale.unlink()
     scene, raw = Scene(options.geometry), list[FramePrediction]()
     status = 0
     try:
-        for prediction in _with_progress(session, frames, _expected_frames(options)):
+        for prediction in _with_progress(session, frames, total):
             scene.add(prediction)
             if "npz" in options.format:
                 raw.append(prediction)
@@ -123,7 +137,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         print(f"streamvggt: {reason}; writing the {scene.num_frames} frames before it", file=sys.stderr)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    for name, data in _results(scene, raw, point_filter, options.format):
+    for name, data in list(_results(scene, raw, point_filter, options.format)):
         write_atomically(output / name, data)
         print(output / name)
     return status
@@ -231,15 +245,22 @@ def _policy(text: str) -> CachePolicy:
     raise argparse.ArgumentTypeError(f"needs all, window or window:A,R, got {text!r}")
 
 
-def _choices(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+def _choices(allowed: Sequence[str], *, needed: bool = False) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(name.strip() for name in text.split(",") if name.strip())
         unknown = [name for name in names if name not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"unknown {unknown[0]!r}; any of {','.join(allowed)}, joined by commas")
+        if unknown or (needed and not names):
+            raise argparse.ArgumentTypeError(f"needs any of {','.join(allowed)}, joined by commas, got {text!r}")
         return names
 
     return parse
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} is not to be had here ({str(error).splitlines()[0]}); take cpu") from None
 
 
 def _default_device() -> str:

@@ -63,9 +63,9 @@ class AnchorWindow:
     recent: int = 15
 
     def __post_init__(self) -> None:
-        if self.anchors < 1 or self.recent < 1:
+        if not (isinstance(self.anchors, int) and isinstance(self.recent, int) and min(self.anchors, self.recent) >= 1):
             raise ValueError(
-                f"AnchorWindow needs anchors >= 1 and recent >= 1, got {self.anchors} and {self.recent}; "
+                f"AnchorWindow needs whole numbers of at least 1, got anchors={self.anchors} and recent={self.recent}; "
                 "the first frame defines the world and the newest must be seen"
             )
 
@@ -95,7 +95,7 @@ class Slots:
     """Which frame lies in which slot; one plan for every cache of a stream.
 
     A call on the stream goes :meth:`begin`, all caches write and attend by :attr:`plan`, :meth:`commit`. A call that
-    fails before its commit can be repeated.
+    fails before its commit can be repeated, unless it overwrote frames that the repetition would have to see.
     """
 
     def __init__(self, policy: CachePolicy) -> None:
@@ -104,9 +104,14 @@ class Slots:
         self.num_frames = 0  # frames seen so far
         self.plan: list[Step] = []  # one step for each coming frame
         self._planned: list[int] = []
+        self._overwritten: set[int] = set()  # held slots that calls without a commit have written
 
     def begin(self, num_frames: int) -> None:
-        """Choose slots for the next ``num_frames`` frames."""
+        """Choose slots for the next ``num_frames`` frames.
+
+        Raises:
+            ValueError: the last call failed after it overwrote frames that this one would take for held.
+        """
         frames = list(self.frames)
         self.plan = []
         for frame in range(self.num_frames, self.num_frames + num_frames):
@@ -116,12 +121,18 @@ class Slots:
             else:
                 frames[frames.index(victim)] = frame
             self.plan.append(Step(frames.index(frame), tuple(frames)))
+        if not self._overwritten <= {self.plan[0].slot}:
+            raise ValueError(
+                f"the last call failed after it overwrote {len(self._overwritten)} held frames, which are lost; "
+                "start another stream"
+            )
+        self._overwritten |= {step.slot for step in self.plan} & set(range(len(self.frames)))
         self._planned = frames
 
     def commit(self) -> None:
         """Make the planned frames the held ones."""
         self.num_frames += len(self.plan)
-        self.frames, self.plan = self._planned, []
+        self.frames, self.plan, self._overwritten = self._planned, [], set()
 
 
 class KVCache:
@@ -152,7 +163,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the held frames' keys and values."""
+        """Bytes of the held frames' keys and values; buffers that double may have room for as many more."""
         if self._keys is None or self._values is None:
             return 0
         held = len(self._slots.frames)
@@ -200,7 +211,9 @@ class SharedRoundsCache(KVCache):
 def _grown(buffer: Tensor | None, like: Tensor, size: int) -> Tensor:
     """Return a buffer of ``size`` slots for frames such as ``like`` holds, with the content of the old one."""
     b, heads, _, p, d = like.shape
-    new = like.new_empty(b, heads, size, p, d)
+    # A buffer made in inference mode could not be written outside it.
+    with torch.inference_mode(False):
+        new = torch.empty(b, heads, size, p, d, dtype=like.dtype, device=like.device)
     if buffer is not None:
         new[:, :, : buffer.shape[2]] = buffer
     return new

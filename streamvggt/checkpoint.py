@@ -454,7 +454,7 @@ def _place(
         # A copy even where nothing changes: a weight that stays mapped to its file crashes when that is overwritten.
         tensor = tensors.pop(name).detach().to(device, wanted, copy=True)
         # The extremes carry every NaN and infinity, in a tenth of the time of a look at each number.
-        if not torch.stack(tensor.aminmax()).isfinite().all():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             wrong = tensor.numel() - int(tensor.isfinite().sum())
             raise CheckpointError(
                 f"{wrong} of {tensor.numel()} numbers of {name} in {source} are not finite as {wanted}; get the file "

@@ -29,6 +29,13 @@ class TrackConfig:
     depth: int = 6
     stride: int = 2
 
+    def __post_init__(self) -> None:
+        if self.features % 4 or self.hidden_size % 8:
+            raise ValueError(
+                f"the tracker's features must be a multiple of 4 and its hidden_size of 8 (heads), got {self.features} "
+                f"and {self.hidden_size}"
+            )
+
 
 @dataclass(frozen=True)
 class StreamVGGTConfig:
@@ -78,13 +85,25 @@ class StreamVGGTConfig:
         for name, value in (("encoder", ("dinov2", "conv")), ("attention", ("causal", "full"))):
             if getattr(self, name) not in value:
                 raise ValueError(f"{name} must be one of {value}, got {getattr(self, name)!r}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+        if self.image_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} must be a positive multiple of patch_size {self.patch_size}"
+            )
+        if self.dense_features % 8 or any(channels % 4 for channels in self.dense_channels):
+            raise ValueError(
+                f"dense_features must be a multiple of 8 and dense_channels of 4, got {self.dense_features} and "
+                f"{self.dense_channels}: position maps are sines and cosines of x and y"
+            )
+        if self.camera_iterations < 1:
+            raise ValueError(f"camera_iterations must be at least 1, got {self.camera_iterations}")
         if self.embed_dim % (4 * self.num_heads):
             raise ValueError(
                 f"embed_dim {self.embed_dim} over num_heads {self.num_heads} must be a multiple of 4: "
                 "rotary position embedding turns pairs in two halves of each head"
             )
+        for name, dim in (("encoder_num_heads", self.embed_dim), ("camera_num_heads", 2 * self.embed_dim)):
+            if dim % getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)} must divide the width {dim} of its tokens")
         if len(self.dense_layers) != 4 or not all(0 <= layer < self.depth for layer in self.dense_layers):
             raise ValueError(f"dense_layers must be four layers in 0..{self.depth - 1}, got {self.dense_layers}")
 

@@ -173,8 +173,9 @@ def colmap_files(
     """Write points and cameras as a COLMAP sparse model, in its binary and in its text format.
 
     Every frame is one image with its own PINHOLE camera. Points have neither error (-1) nor track: none is linked to a
-    pixel. COLMAP puts the centre of the first pixel at (0.5, 0.5), so the principal point moves by half a pixel.
-    A million points make 51 MB of binary and some 60 MB of text; ``PointFilter.max_points`` limits them.
+    pixel, so COLMAP's viewer shows them only with a minimum track length of 0. COLMAP puts the centre of the first
+    pixel at (0.5, 0.5), so the principal point moves by half a pixel. A million points make 51 MB of binary and some
+    60 MB of text; ``PointFilter.max_points`` limits them.
 
     Args:
         cloud: the points; ids count from 1 in their order.

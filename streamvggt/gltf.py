@@ -40,7 +40,7 @@ class GlbWriter:
         Args:
             name: of the node.
             vertices: structured ``[N]``, N > 0, little endian. Every field but ``padding`` is an attribute under its
-                glTF name and begins at a multiple of 4 bytes; float32 or uint16, whose range stands for 0 to 1.
+                glTF name and begins at a multiple of 4 bytes; float32, or uint16 of which 0 to 65535 stands for 0 to 1.
             mode: POINTS, LINES or LINE_STRIP.
             indices: the vertices to draw, ``[M]``; None draws them in their order.
         """

@@ -38,7 +38,7 @@ def to_rgb(image: PILImage | NDArray[Any]) -> ByteArray:
     """
     pixels = image if isinstance(image, np.ndarray) else _pil_pixels(image)
     _require_pixels(pixels)
-    if pixels.dtype == np.uint16:
+    if pixels.dtype.itemsize == 2:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257; rounds to nearest
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -175,7 +175,7 @@ def _require_pixels(pixels: NDArray[Any]) -> None:
     shape = list(pixels.shape)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and shape[2] not in (1, 2, 3, 4)):
         raise ValueError(f"image must be [h, w] or [h, w, 1 to 4] with at least one pixel, got {pixels.dtype} {shape}")
-    if pixels.dtype not in (np.uint8, np.uint16):
+    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
         values = f"{pixels.dtype} {shape}"
         if pixels.dtype.kind in "biuf":
             values += f" with values {pixels.min()} to {pixels.max()}"

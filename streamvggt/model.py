@@ -63,6 +63,8 @@ class StreamVGGT(nn.Module):
                 'a network with attention="full" needs all frames at once and cannot stream; '
                 'build or load it with attention="causal"'
             )
+        if not hasattr(policy, "evict") or isinstance(policy, type):
+            raise ValueError(f"policy must be an instance such as KeepAll() or AnchorWindow(1, 15), got {policy!r}")
         if storage != "native":
             raise ValueError(f'storage must be "native", got {storage!r}')
         if camera_cache not in ("per_iteration", "shared"):
@@ -95,7 +97,7 @@ class StreamVGGT(nn.Module):
             ValueError: an argument does not fit the above, the network or the stream.
         """
         b, s, height, width = self._check_images(images)
-        self._check_query_points(query_points, b)
+        self._check_query_points(query_points, b, (height, width))
         if state is None:
             attend = causal_attention if self.config.attention == "causal" else full_attention
             tokens = self._tokens(images, [attend] * self.config.depth)
@@ -103,7 +105,7 @@ class StreamVGGT(nn.Module):
                 predictions = self._decode(tokens, (height, width), lambda _round, _block: attend)
                 if query_points is not None and self.track_head is not None:
                     frames = self.track_head.features(tokens, (height, width))
-                    tracks = self.track_head(query_points.float(), frames)
+                    tracks = self.track_head(query_points, frames)
                     predictions.tracks, predictions.track_visibility, predictions.track_conf = tracks
             return predictions
         with torch.no_grad():
@@ -180,9 +182,11 @@ class StreamVGGT(nn.Module):
         if self.track_head is None or (query_points is None and not state.tracks.queries):
             return
         pyramids = self.track_head.features(tokens, image_hw)
+        if len(pyramids) > 1:  # views of all frames at once, and some are kept longer than others
+            pyramids = [tuple(level.clone() for level in levels) for levels in pyramids]
         queries, features = list(state.tracks.queries), dict(state.tracks.features)
         if query_points is not None:
-            queries.append(TrackQuery(state.num_frames, query_points.float(), pyramids[0]))
+            queries.append(TrackQuery(state.num_frames, query_points, pyramids[0]))
         results = []
         for frame, (step, pyramid) in enumerate(zip(state.slots.plan, pyramids, strict=True), state.num_frames):
             features = {i: levels for i, levels in features.items() if i in step.held} | {frame: pyramid}
@@ -215,15 +219,24 @@ class StreamVGGT(nn.Module):
                 )
         return shape[0], shape[1], shape[3], shape[4]
 
-    def _check_query_points(self, query_points: Tensor | None, streams: int) -> None:
+    def _check_query_points(self, query_points: Tensor | None, streams: int, image_hw: tuple[int, int]) -> None:
         """Raise ValueError for query points that the network cannot follow."""
         if query_points is None:
             return
-        if self.track_head is None:
+        track = self.config.track
+        if track is None:
             raise ValueError("query_points were given, but this network has no track head (config.track is None)")
+        smallest = track.stride * 2 ** (track.correlation_levels - 1)
+        if min(image_hw) < smallest:
+            raise ValueError(
+                f"the tracker compares at {track.correlation_levels} scales and needs images of at least {smallest} "
+                f"pixels a side, got {image_hw[0]}x{image_hw[1]}; take larger images, or no query_points"
+            )
         shape = list(query_points.shape)
         if len(shape) != 3 or shape[0] != streams or shape[1] < 1 or shape[2] != 2:
             raise ValueError(f"query_points must be [{streams}, N, 2] with xy in pixels, got {shape}")
+        if query_points.device.type != "meta" and not query_points.isfinite().all():
+            raise ValueError("query_points must be finite; leave out points that are unknown")
 
 
 def _check_continues(state: StreamState, shape: tuple[int, int, int], num_frames: int) -> None:
@@ -249,8 +262,8 @@ def _full_precision(device_type: str) -> AbstractContextManager[object]:
 @torch.inference_mode(False)  # see rope.rotary_table
 def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation of RGB that encoders are trained with, ``[3, 1, 1]`` each."""
-    mean = torch.tensor([0.485, 0.456, 0.406], device=device)
-    std = torch.tensor([0.229, 0.224, 0.225], device=device)
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float32, device=device)
+    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float32, device=device)
     return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 

@@ -31,7 +31,7 @@ def rotary_table(grid_hw: tuple[int, int], num_special: int, head_dim: int, devi
     y, x = torch.meshgrid(torch.arange(1, rows + 1), torch.arange(1, columns + 1), indexing="ij")
     patches = torch.stack([y.flatten(), x.flatten()], dim=-1)
     positions = torch.cat([patches.new_zeros(num_special, 2), patches]).float()
-    frequencies = BASE ** -(torch.arange(head_dim // 4) / (head_dim // 4))
+    frequencies = BASE ** -(torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 4))
     angles = positions[:, :, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()]).to(device)
 

@@ -24,7 +24,7 @@ SKY_DEPTH_RATIO = 2.0
 
 @dataclass(frozen=True)
 class PointFilter:
-    """Choose which points to keep. All but the last look at pixels; a pixel must pass every one of them.
+    """Choose which points to keep: those that pass every filter, and of these at most ``max_points``.
 
     Points without a finite position or confidence are always dropped, and so are depths that are not positive.
 

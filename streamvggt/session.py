@@ -30,7 +30,7 @@ class StreamSession:
             devices float16) on CUDA and float32 elsewhere.
 
     Raises:
-        ValueError: the network attends to all frames, or the size does not fit it.
+        ValueError: the network attends to all frames, the size does not fit it, or the dtype is no such precision.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class StreamSession:
         patch = model.config.patch_size
         if self.size < patch or self.size % patch:
             raise ValueError(f"size must be a positive multiple of the patch size {patch}, got {self.size}")
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
         self._device = next(model.parameters()).device
         self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
         self._state = model.new_state(policy, storage=storage)
@@ -63,7 +65,10 @@ class StreamSession:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the held frames take: keys, values and features of point tracks."""
+        """Bytes that the held frames take: keys, values and features of point tracks.
+
+        With a policy that grows, as many more may be reserved: buffers double when they are full.
+        """
         return self._state.nbytes
 
     def step(
@@ -114,12 +119,13 @@ class StreamSession:
             yield self.step(frame)
 
     def _query_tensor(self, query_points: NDArray[np.floating[Any]], image_hw: tuple[int, int]) -> Tensor:
-        """Query points as the network takes them, ``[1, N, 2]``; raise ValueError for points that are none."""
+        """Bring query points to the form that the network takes, ``[1, N, 2]``; raise ValueError for bad ones."""
         points = np.asarray(query_points, np.float32)
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
             raise ValueError(f"query_points must be [N, 2] with xy in pixels, got {list(points.shape)}")
         height, width = image_hw
-        inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=1)
+        # Pixel centres are at integers, so the image reaches half a pixel further.
+        inside = ((points >= -0.5) & (points <= (width - 0.5, height - 0.5))).all(axis=1)
         if not inside.all():
             first = int(np.flatnonzero(~inside)[0])
             raise ValueError(

@@ -19,8 +19,8 @@ class Frame:
 
     Attributes:
         image: RGB, uint8 ``[h, w, 3]``.
-        index: position in the stream, from 0.
-        time_s: seconds since the first frame of the source.
+        index: position in its source, from 0; a stream counts its own frames.
+        time_s: seconds since the first frame of the source; exported trajectories carry it.
         name: file name, where the frame is a file of its own.
     """
 

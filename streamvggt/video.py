@@ -48,7 +48,7 @@ _NUM_DISPLAY_CODES = 4096
 
 
 class VideoError(ValueError):
-    """Tell that a source of frames cannot be read; the message names the file and what to do."""
+    """Raised for a source of frames that cannot be read; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def golden_model(name: str, attention: str = "causal") -> tuple[StreamVGGT, dict
     return model, expected
 
 
-def lively(config: StreamVGGTConfig, seed: int = 0) -> StreamVGGT:
+def lively(config: StreamVGGTConfig, seed: int = 2) -> StreamVGGT:
     """A network whose random weights let frames speak to each other; fresh weights for training hardly do."""
     torch.manual_seed(seed)
     model = StreamVGGT(config).eval()

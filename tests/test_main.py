@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
+from streamvggt import load_model, save_model
 from streamvggt.__main__ import main
 
 
@@ -78,6 +79,35 @@ def test_options_change_what_they_say(video, tmp_path):
     assert not np.allclose(maps["x"][:50], points["x"][:50])
 
 
+def test_a_network_with_full_attention_streams_causally(video, tmp_path, capsys):
+    model = load_model("tiny", attention="full")
+    save_model(model, tmp_path / "teacher.safetensors")
+    options = ["--model", str(tmp_path / "teacher.safetensors"), "--dtype", "bfloat16"]
+    assert main(["reconstruct", str(video), "-o", str(tmp_path / "out"), *options]) == 0
+
+
+def test_a_second_run_leaves_no_images_of_the_first(video, tmp_path):
+    for count in (4, 2):
+        options = ["--format", "colmap", "--max-frames", str(count)]
+        assert main(["reconstruct", str(video), "-o", str(tmp_path), *options]) == 0
+    assert len(list((tmp_path / "colmap" / "images").iterdir())) == 2
+
+
+def test_interruption_ends_quietly(video, tmp_path, capsys, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streamvggt.__main__.load_model", interrupt)
+    assert main(["reconstruct", str(video), "-o", str(tmp_path / "out")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_must_not_be_a_file(video, capsys):
+    assert main(["reconstruct", str(video), "-o", str(video)]) == 1
+    assert "is a file" in capsys.readouterr().err
+
+
 def test_a_folder_of_images_is_a_stream(tmp_path):
     for i in range(3):
         Image.fromarray(np.full((60, 80, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
@@ -102,7 +132,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, capsys, conten
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
-    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not (tmp_path / "out").exists()
 
 
 def test_frames_before_a_fault_are_kept(tmp_path, capsys):
@@ -119,6 +149,7 @@ def test_frames_before_a_fault_are_kept(tmp_path, capsys):
     ("option", "value"),
     [
         ("--format", "glb,obj"),
+        ("--format", ""),
         ("--policy", "some"),
         ("--policy", "window:0,3"),
         ("--policy", "window:1,2,3"),
@@ -136,11 +167,19 @@ def test_bad_options_are_refused_before_any_work(tmp_path, capsys, option, value
 
 
 @pytest.mark.parametrize(
-    "options", [["--size", "100"], ["--max-points", "0"], ["--confidence", "100"], ["--model", "no/such.pt"]]
+    "options",
+    [
+        ["--size", "100"],
+        ["--max-points", "0"],
+        ["--confidence", "100"],
+        ["--model", "no/such.pt"],
+        ["--device", "abacus"],
+    ],
 )
 def test_values_that_do_not_fit_are_one_clear_line(video, tmp_path, capsys, options):
     assert main(["reconstruct", str(video), "-o", str(tmp_path / "out"), *options]) == 1
     assert options[1] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_info_prints_the_true_figures(capsys):

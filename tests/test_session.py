@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import lively
 
-from streamvggt import AnchorWindow, Frame, StreamSession, StreamVGGTConfig, preprocess
+from streamvggt import AnchorWindow, Frame, StreamSession, StreamVGGTConfig, from_source_xy, preprocess, to_source_xy
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +128,24 @@ def test_points_are_followed_from_the_frame_they_were_named_on(tiny):
         (np.zeros((0, 2)), r"\[N, 2\]"),
     ],
 )
-def test_points_that_are_none_are_refused(tiny, points, message):
+def test_bad_query_points_are_refused(tiny, points, message):
     session = StreamSession(tiny)
     with pytest.raises(ValueError, match=message):
         session.step(frames(1)[0], np.array(points))
     assert session.num_frames == 0
+
+
+def test_border_pixels_of_the_source_can_be_followed(tiny):
+    session, image = StreamSession(tiny), frames(1, (1080, 1920))[0]
+    placement = preprocess(image, 112)[1]
+    source = np.array([[0.0, 0.0], [1919.0, 1079.0], [3.0, 800.0]])
+    prediction = session.step(image, from_source_xy(source, placement))
+    np.testing.assert_allclose(to_source_xy(prediction.tracks, prediction.placement), source, atol=0.01)
+
+
+def test_other_precisions_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"torch\.float32, torch\.bfloat16"):
+        StreamSession(tiny, dtype=torch.int8)
 
 
 def test_the_size_must_fit_the_patches(tiny):

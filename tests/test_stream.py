@@ -173,6 +173,71 @@ def test_a_call_that_fails_can_be_repeated(tiny, monkeypatch):
         assert torch.equal(torch.cat([first[name], getattr(last, name)], dim=1), want[name]), name
 
 
+def test_a_failed_call_on_a_full_window_is_repeated_exactly_or_refused(tiny, monkeypatch):
+    """One frame overwrites the slot that its repetition takes. A chunk overwrites frames that it should see first."""
+    video = images(1, 9, (56, 56))
+    want = stream(tiny, video, 1, tiny.new_state(AnchorWindow(1, 3)))
+
+    def fail(*_args):
+        raise RuntimeError("out of memory")
+
+    for chunk in (1, 4):
+        state = tiny.new_state(AnchorWindow(1, 3))
+        stream(tiny, video[:, :5], 1, state)
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+            patch.setattr(tiny.point_head, "forward", fail)
+            tiny(video[:, 5 : 5 + chunk], state=state)
+        if chunk == 1:
+            got = stream(tiny, video[:, 5:], 1, state)
+            for name in DENSE:
+                assert torch.equal(got[name], want[name][:, 5:]), name
+        else:
+            with pytest.raises(ValueError, match="overwrote 3 held frames"):
+                tiny(video[:, 5:6], state=state)
+
+
+def test_inference_mode_and_no_grad_can_take_turns_on_a_stream(tiny):
+    video = images(1, 5, (28, 28))
+    want = stream(tiny, video, 1)
+    state = tiny.new_state()
+    got = []
+    for t in range(5):
+        with torch.inference_mode(t % 2 == 0):
+            got.append(tiny(video[:, t : t + 1], state=state).depth.clone())
+    assert torch.equal(torch.cat(got, dim=1), want["depth"])
+
+
+def test_a_default_dtype_in_force_once_does_not_change_later_results(tiny):
+    hw = (42, 84)  # tables of positions are made once per grid; no other test has this one
+    video = images(1, 1, hw)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.no_grad():
+            got = tiny(video)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert relative_error(got.depth, naive_forward(tiny, video).depth) < 1e-5
+    from streamvggt.rope import rotary_table
+
+    # Token 6 is the patch at row 0, column 1, which stands at (1, 2); axis 1 is x.
+    table = rotary_table((3, 6), 5, 16, torch.device("cpu"))
+    torch.testing.assert_close(table[0, 6, 1], torch.cos(2 * 100.0 ** (-torch.arange(4) / 4)))
+
+
+def test_a_refinement_round_learns_only_from_its_own_step(tiny):
+    """Gradients of the last round do not reach the rounds before it, nor the pose that they start from."""
+    rounds = tiny(images(1, 2, (28, 28))).pose_enc_iterations
+    for i, learns in ((0, True), (3, False)):
+        [gradient] = torch.autograd.grad(rounds[i].sum(), tiny.camera_head.initial_pose, retain_graph=True)
+        assert bool(gradient.any()) == learns, i
+
+
+def test_layer_norms_have_the_epsilons_of_the_released_networks(tiny):
+    for name, module in tiny.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            assert module.eps == (1e-6 if name.startswith("encoder.") else 1e-5), name
+
+
 def test_no_gradient_is_kept_by_a_stream(tiny):
     state = tiny.new_state()
     assert not tiny(images(1, 2, (28, 28)), state=state).depth.requires_grad
@@ -270,3 +335,103 @@ def test_points_outlive_their_frame_in_a_window(tiny):
     assert said.tracks.isfinite().all()
     assert sorted(state.tracks.features) == [7, 8]
     assert len(set(sizes[4:])) == 1  # flat once the window is full of frames with features
+
+
+def test_what_tracks_remember_does_not_keep_a_whole_chunk_alive(tiny):
+    hw = (56, 56)
+    state = tiny.new_state(AnchorWindow(1, 1))
+    tiny(images(1, 9, hw), state=state, query_points=queries(1, 2, hw))
+    levels = [*state.tracks.queries[0].features, *(level for maps in state.tracks.features.values() for level in maps)]
+    storages = {level.untyped_storage().data_ptr(): level.untyped_storage().nbytes() for level in levels}
+    assert sum(storages.values()) == state.tracks.nbytes
+
+
+def test_points_just_outside_pixel_centres_are_looked_up_at_the_border(tiny):
+    """Border pixels of the source lie up to half a pixel outside the centres of the processed image."""
+    hw = (56, 84)
+    video = images(1, 2, hw)
+    outside, inside = torch.tensor([[[-0.4, -0.4]]]), torch.tensor([[[0.0, 0.0]]])
+    with torch.no_grad():
+        tokens = tiny._tokens(video, [dense_mask_attention] * tiny.config.depth)
+        frames = tiny.track_head.features(tokens, hw)
+        sample = {tuple(p.flatten().tolist()): tiny.track_head(p, frames[:1]) for p in (outside, inside)}
+    (tracks, *_), (inner, *_) = sample.values()
+    torch.testing.assert_close(tracks[:, 0], outside)
+    torch.testing.assert_close(inner[:, 0], inside)
+    from streamvggt.heads.track import _sample
+
+    torch.testing.assert_close(
+        _sample(frames[0][0], outside[:, :, None] / 2, "border"), _sample(frames[0][0], inside[:, :, None], "border")
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (torch.tensor([[[torch.nan, 1.0]]]), "finite"),
+        (torch.zeros(2, 1, 2), r"\[1, N, 2\]"),
+        (torch.zeros(1, 0, 2), r"\[1, N, 2\]"),
+        (torch.zeros(1, 1, 3), r"\[1, N, 2\]"),
+    ],
+)
+def test_points_that_cannot_be_followed_are_refused(tiny, points, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(images(1, 1, (56, 56)), query_points=points)
+
+
+def test_images_too_small_for_the_tracker_are_refused(tiny):
+    model = lively(replace(tiny.config, track=replace(tiny.config.track, correlation_levels=4)))
+    with pytest.raises(ValueError, match=r"4 scales .* at least 16 pixels a side, got 14x56"):
+        model(images(1, 1, (14, 56)), query_points=torch.zeros(1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (torch.zeros(1, 1, 3, 50, 56), r"multiples of 14, got \[1, 1, 3, 50, 56\]; use preprocess"),
+        (torch.zeros(1, 3, 56, 56), "must be"),
+        (torch.zeros(1, 1, 4, 56, 56), "must be"),
+        (torch.zeros(1, 0, 3, 56, 56), "must be"),
+        (torch.full((1, 1, 3, 56, 56), 255.0), "from 255 to 255; divide"),
+        (torch.full((1, 1, 3, 56, 56), torch.nan), "nan"),
+        (torch.zeros(1, 1, 3, 56, 56, dtype=torch.uint8), "floating point"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tiny, video, message):
+    state = tiny.new_state()
+    with pytest.raises(ValueError, match=message):
+        tiny(video, state=state)
+    assert (state.num_frames, state.nbytes) == (0, 0)
+
+
+def test_another_size_or_number_of_streams_is_refused(tiny):
+    state = tiny.new_state()
+    tiny(images(1, 1, (56, 56)), state=state)
+    for video in (images(1, 1, (56, 70)), images(2, 1, (56, 56))):
+        with pytest.raises(ValueError, match="another stream"):
+            tiny(video, state=state)
+    shared = tiny.new_state(camera_cache="shared")
+    with pytest.raises(ValueError, match="one frame a call, got 2"):
+        tiny(images(1, 2, (56, 56)), state=shared)
+
+
+def test_arguments_of_a_state_are_checked(tiny):
+    for arguments, message in (
+        ({"policy": AnchorWindow}, "an instance"),
+        ({"storage": "int8"}, "native"),
+        ({"camera_cache": "both"}, "per_iteration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny.new_state(**arguments)
+    for counts in ((0, 3), (1, 0), (1, 2.5)):
+        with pytest.raises(ValueError, match="at least 1"):
+            AnchorWindow(*counts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tracks_work_in_any_precision_of_the_weights(dtype):
+    hw = (56, 56)
+    model = lively(StreamVGGTConfig.tiny()).to(dtype)
+    said = model(images(1, 2, hw), state=model.new_state(), query_points=queries(1, 2, hw))
+    assert said.tracks.dtype == torch.float32
+    assert said.tracks.isfinite().all()

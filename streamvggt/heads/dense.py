@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate, relu
 
 from ..config import StreamVGGTConfig
 
-CHUNK = 8  # frames decoded at a time without gradients: bounds the memory of full-size feature maps
+CHUNK = 8  # frames decoded at a time without gradients
 
 
 class ResidualUnit(nn.Module):
@@ -151,17 +151,26 @@ class DenseHead(nn.Module):
 
         Confidences are ``1 + exp(.)``, so > 1. The values are not activated.
         """
-        streams_frames = tokens[self.pyramid.layers[0]].shape[:2]
-        flat = {layer: tokens[layer].flatten(0, 1) for layer in self.pyramid.layers}
-        count = streams_frames.numel()
-        chunk = count if torch.is_grad_enabled() else CHUNK
-        maps = torch.cat(
-            [
-                self.out(self.pyramid({k: x[i : i + chunk] for k, x in flat.items()}, image_hw, image_hw))
-                for i in range(0, count, chunk)
-            ]
-        ).unflatten(0, streams_frames)
+        maps = by_chunks(tokens, lambda chunk: self.out(self.pyramid(chunk, image_hw, image_hw)))
         return maps[:, :, :-1].movedim(2, -1), 1 + maps[:, :, -1].exp()
+
+
+def by_chunks(tokens: Mapping[int, Tensor], decode: Callable[[Mapping[int, Tensor]], Tensor]) -> Tensor:
+    """Decode frames a few at a time where no gradients are wanted, which bounds the memory of full-size maps.
+
+    Args:
+        tokens: ``[B, S, P, 2 C]`` by layer.
+        decode: maps tokens ``[N, P, 2 C]`` to ``[N, ...]``.
+
+    Returns:
+        ``[B, S, ...]``.
+    """
+    streams_frames = next(iter(tokens.values())).shape[:2]
+    flat = {layer: x.flatten(0, 1) for layer, x in tokens.items()}
+    count = streams_frames.numel()
+    step = count if torch.is_grad_enabled() else CHUNK
+    parts = [decode({layer: x[i : i + step] for layer, x in flat.items()}) for i in range(0, count, step)]
+    return torch.cat(parts).unflatten(0, streams_frames)
 
 
 def signed_expm1(y: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, gelu, grid_sample
 
 from ..config import StreamVGGTConfig, TrackConfig
 from ..layers import Mlp
-from .dense import FeaturePyramid
+from .dense import FeaturePyramid, by_chunks
 
 NUM_HEADS = 8
 NUM_VIRTUAL = 64  # tokens through which points exchange what they know, at a cost linear in their number
@@ -104,10 +104,9 @@ class TrackHead(nn.Module):
             For each of the S frames a pyramid of feature maps ``[B, features, h, w]``, halved from level to level.
         """
         b, s = tokens[self.feature_extractor.layers[0]].shape[:2]
-        flat = {layer: tokens[layer].flatten(0, 1) for layer in self.feature_extractor.layers}
         size_hw = (image_hw[0] // self.track.stride, image_hw[1] // self.track.stride)
-        maps = self.feature_extractor(flat, image_hw, size_hw)
-        levels = [self.feature_norm(maps.movedim(1, -1)).movedim(-1, 1)]
+        maps = by_chunks(tokens, lambda chunk: self.feature_extractor(chunk, image_hw, size_hw))
+        levels = [self.feature_norm(maps.flatten(0, 1).movedim(1, -1)).movedim(-1, 1)]
         for _ in range(self.track.correlation_levels - 1):
             levels.append(avg_pool2d(levels[-1], 2))
         by_frame = [level.unflatten(0, (b, s)).unbind(1) for level in levels]
@@ -124,7 +123,7 @@ class TrackHead(nn.Module):
             Tracks ``[B, S, N, 2]`` (xy in pixels), visibility and confidence ``[B, S, N]`` (probabilities).
         """
         s, stride = len(frames), self.track.stride
-        query = query_points / stride
+        query = query_points.to(frames[0][0].dtype) / stride
         feature_hw = tuple(frames[0][0].shape[-2:])
         feature = _sample(frames[0][0], query[:, :, None], "border")[:, :, 0]
         features = feature[:, None].expand(-1, s, -1, -1)
@@ -142,7 +141,7 @@ class TrackHead(nn.Module):
             features = features + gelu(self.update_proj(normed))
             xy = torch.cat([query[:, None], (xy + delta[..., :2])[:, 1:]], dim=1)
         visibility, confidence = (head(features)[..., 0].sigmoid() for head in (self.visibility, self.confidence))
-        return xy * stride, visibility, confidence
+        return (xy * stride).float(), visibility.float(), confidence.float()
 
 
 def _sample(maps: Tensor, xy: Tensor, padding: str) -> Tensor:
