@@ -40,4 +40,5 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn ``x`` ``[..., P, D]`` by the angles of :func:`rotary_table`; pairs are (i, i + D/4) within each half."""
     cos, sin = table
     a, b = x.unflatten(-1, (2, 2, -1)).unbind(-2)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-2).flatten(-3)
+    turned = [torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)]
+    return torch.stack(turned, dim=-2).flatten(-3)

@@ -91,7 +91,9 @@ class FeaturePyramid(nn.Module):
         levels = []
         for layer, project, resize, narrow in zip(self.layers, self.projections, self.resize, self.narrow, strict=True):
             x = self.norm(tokens[layer][:, self.num_special :]).transpose(1, 2).unflatten(2, grid_hw)
-            levels.append(narrow(resize(self._add_positions(project(x), image_hw))))
+            level = narrow(resize(self._add_positions(project(x), image_hw)))
+            # Enlarging and convolving are faster with the channels of a pixel side by side.
+            levels.append(level.contiguous(memory_format=torch.channels_last))
         x = levels[3]
         for i in (3, 2, 1, 0):
             finer_hw = levels[i - 1].shape[-2:] if i else (2 * levels[0].shape[-2], 2 * levels[0].shape[-1])
