@@ -1,0 +1,95 @@
+"""The benchmark runs, and the scheme that it compares with is what the released code does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from reference import golden_model, relative_error
+from torch.nn import Conv2d, ConvTranspose2d, Linear
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def test_the_recreated_scheme_gives_the_depths_and_poses_of_the_released_streaming_code():
+    from released_scheme import ReleasedStream
+
+    model, expected = golden_model("dinov2-landscape")
+    stream = ReleasedStream(model)
+    said = [stream.step(images) for images in expected["images"].split(1, dim=1)]
+    depth, poses = (torch.cat([getattr(p, name) for p in said], dim=1) for name in ("depth", "pose_enc"))
+    assert relative_error(depth, expected["official_stream.depth"][..., 0]) < 1e-5
+    assert relative_error(poses, expected["official_stream.pose_enc"]) < 1e-5
+    # One cache for all rounds: without it the poses would be those of all frames at once.
+    assert relative_error(poses, expected["causal.pose_enc"]) > 0.01
+
+
+@pytest.mark.parametrize("scheme", ["ours", "released"])
+def test_a_frame_that_is_taken_back_leaves_no_trace(scheme):
+    from streaming import SCHEMES, Setup
+
+    setup = Setup("tiny", (28, 42), "cpu", "fp32")
+    model, frames = setup.model(), setup.frames()
+    first, second, third, other = (next(frames) for _ in range(4))
+    straight, wavering = SCHEMES[scheme](model), SCHEMES[scheme](model)
+    straight.step(first)
+    wavering.step(first)
+    with wavering.undone():
+        wavering.step(other)
+    straight.step(second)
+    wavering.step(second)
+    assert relative_error(wavering.step(third).pose_enc, straight.step(third).pose_enc) < 1e-6
+
+
+def test_the_floor_makes_every_matrix_product_and_attention_call_of_a_frame():
+    from streaming import SCHEMES, Floor, Setup
+
+    setup = Setup("tiny", (28, 42), "cpu", "fp32")
+    model = setup.model()
+    stream, floor, products = SCHEMES["ours"](model), Floor(), []
+    for module in model.modules():
+        if isinstance(module, (Linear, Conv2d, ConvTranspose2d)):
+            module.register_forward_hook(lambda *_: products.append(1))
+    with floor:
+        stream.step(next(setup.frames()))
+    config = model.config
+    attention_calls = config.encoder_depth + 2 * config.depth + config.camera_iterations * config.camera_depth
+    assert len(floor.calls) == len(products) + attention_calls
+    outputs = [call() for call in floor.calls]
+    assert outputs[0].shape == (1, 48, 2, 3)  # patch embedding: 48 channels on a grid of 28x42 pixels in patches of 14
+
+
+def test_the_command_writes_a_row_for_each_length(tmp_path):
+    out = tmp_path / "table.md"
+    options = ["--config", "tiny", "--size", "28", "42", "--lengths", "1", "2", "--repeats", "2", "--out"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # fast whatever else runs
+    command = [sys.executable, "benchmarks/streaming.py", *options, str(out)]
+    subprocess.run(command, cwd=ROOT, env=one_thread, check=True)
+    text = out.read_text()
+    assert "python benchmarks/streaming.py --config tiny --size 28 42 --lengths 1 2 --repeats 2" in text
+    rows = [re.findall(r"[^| ]+", line) for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert [row[0] for row in rows] == ["1", "2"]
+    for row in rows:
+        ours, released, floor, over_floor, gain = (float(cell) for cell in row[1:6])
+        assert min(ours, released, floor) > 0
+        assert over_floor == pytest.approx(ours / floor, rel=0.1)
+        assert gain == pytest.approx(released / ours, rel=0.1)
+
+
+def test_the_benchmark_stops_when_the_schemes_do_not_agree(monkeypatch):
+    import released_scheme
+    import streaming
+
+    monkeypatch.setattr(released_scheme, "rotate", lambda x, _table: x)
+    with pytest.raises(SystemExit, match="differ"):
+        streaming.measure_times(streaming.Setup("tiny", (28, 42), "cpu", "fp32"), [1], 1)
