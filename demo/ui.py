@@ -31,8 +31,8 @@ def build_demo() -> gr.Blocks:
                 button = gr.Button("Reconstruct", variant="primary")
             with gr.Column():
                 status = gr.Textbox(label="Status", interactive=False)
-                depth = gr.Image(label="Depth of the newest frame", interactive=False)
-                scene = gr.Model3D(label="Scene")
+                depth = gr.Image(label="Depth of the newest frame", interactive=False, height=240)
+                scene = gr.Model3D(label="Scene", height=420)
         inputs = [video, fps, max_frames, confidence, folder]
         button.click(_as_page_errors, inputs, [depth, scene, status], api_visibility="private")
     return demo
