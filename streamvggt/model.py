@@ -272,6 +272,10 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+    if isinstance(module, CameraHead):
+        # Rounds add up: a fresh network sees with one radian, looking ahead, not through a needle's eye.
+        with torch.no_grad():
+            module.pose_branch.fc2.bias[6:] = 1 / module.num_rounds
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith(("_token", "_tokens", "pos_embed", "virtual_tracks")):
             nn.init.trunc_normal_(parameter, std=0.02)

@@ -8,6 +8,7 @@ from reference import dense_mask_attention, golden_model, lively, naive_forward,
 
 from streamvggt.cache import AnchorWindow, KeepAll
 from streamvggt.config import StreamVGGTConfig
+from streamvggt.model import StreamVGGT
 
 DENSE = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 TRACKS = ("tracks", "track_visibility", "track_conf")
@@ -230,6 +231,13 @@ def test_a_refinement_round_learns_only_from_its_own_step(tiny):
     for i, learns in ((0, True), (3, False)):
         [gradient] = torch.autograd.grad(rounds[i].sum(), tiny.camera_head.initial_pose, retain_graph=True)
         assert bool(gradient.any()) == learns, i
+
+
+def test_a_fresh_network_looks_ahead_with_one_radian():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        pose = StreamVGGT(StreamVGGTConfig.tiny())(images(1, 2, (56, 56))).pose_enc
+    torch.testing.assert_close(pose, torch.tensor([0.0] * 6 + [1.0] * 3).expand(1, 2, 9), atol=0.3, rtol=0)
 
 
 def test_layer_norms_have_the_epsilons_of_the_released_networks(tiny):
