@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import Attend
+from .matching import MatchMemory
 
 
 class CachePolicy(Protocol):
@@ -272,6 +273,7 @@ class StreamState:
     ) -> None:
         self.slots = Slots(policy)
         self.tracks = TrackMemory()
+        self.matches = MatchMemory()
         self.camera_cache = camera_cache
         self.input_shape: tuple[int, int, int] | None = None  # B, H, W of the first call
         self._blocks = [KVCache(self.slots) for _ in range(depth)]
@@ -300,9 +302,9 @@ class StreamState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: keys and values of blocks and camera head, and feature pyramids of point tracks."""
+        """Bytes held: keys and values of blocks and camera head, descriptors, feature pyramids of point tracks."""
         caches = [*self._blocks, *self._shared_camera, *(cache for row in self._camera for cache in row)]
-        return sum(cache.nbytes for cache in caches) + self.tracks.nbytes
+        return sum(cache.nbytes for cache in caches) + self.matches.nbytes + self.tracks.nbytes
 
     @property
     def block_attends(self) -> list[Attend]:

@@ -52,9 +52,14 @@ class StreamVGGTConfig:
         encoder_depth: blocks of the DINOv2 encoder.
         encoder_num_heads: its attention heads.
         encoder_num_registers: its register tokens; 0 for DINOv2 without registers.
+        encoder_dim: its width where it differs from ``embed_dim``; its tokens are then projected.
+        match_layer: number of DINOv2 blocks after which patches are compared with the first and the previous frame,
+            see :class:`streamvggt.matching.SoftMatch`; None for a network without this (the released ones).
+        match_dim: width of the descriptors that are compared.
         camera_depth: blocks of the camera head.
         camera_num_heads: its attention heads.
         camera_iterations: its refinement rounds.
+        camera_reads_patches: whether the camera head reads the mean of a frame's patches beside its camera token.
         dense_features: width of the dense heads' fusion.
         dense_channels: width of each of the four levels that they read.
         dense_layers: the aggregator layers that they read, counted from 0.
@@ -72,9 +77,13 @@ class StreamVGGTConfig:
     encoder_depth: int = 24
     encoder_num_heads: int = 16
     encoder_num_registers: int = 4
+    encoder_dim: int | None = None
+    match_layer: int | None = None
+    match_dim: int = 64
     camera_depth: int = 4
     camera_num_heads: int = 16
     camera_iterations: int = 4
+    camera_reads_patches: bool = False
     dense_features: int = 256
     dense_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     dense_layers: tuple[int, int, int, int] = (4, 11, 17, 23)
@@ -101,11 +110,23 @@ class StreamVGGTConfig:
                 f"embed_dim {self.embed_dim} over num_heads {self.num_heads} must be a multiple of 4: "
                 "rotary position embedding turns pairs in two halves of each head"
             )
-        for name, dim in (("encoder_num_heads", self.embed_dim), ("camera_num_heads", 2 * self.embed_dim)):
+        for name, dim in (("encoder_num_heads", self.encoder_width), ("camera_num_heads", 2 * self.embed_dim)):
             if dim % getattr(self, name):
                 raise ValueError(f"{name} {getattr(self, name)} must divide the width {dim} of its tokens")
+        if self.match_layer is not None and (
+            self.encoder != "dinov2" or not 1 <= self.match_layer <= self.encoder_depth
+        ):
+            raise ValueError(
+                f"match_layer counts blocks of a DINOv2 encoder, 1..{self.encoder_depth}, got {self.match_layer} with "
+                f"encoder={self.encoder!r}"
+            )
         if len(self.dense_layers) != 4 or not all(0 <= layer < self.depth for layer in self.dense_layers):
             raise ValueError(f"dense_layers must be four layers in 0..{self.depth - 1}, got {self.dense_layers}")
+
+    @property
+    def encoder_width(self) -> int:
+        """Width of the encoder's tokens."""
+        return self.encoder_dim or self.embed_dim
 
     @property
     def special_tokens(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -33,7 +35,7 @@ class DinoV2(nn.Module):
 
     def __init__(self, config: StreamVGGTConfig) -> None:
         super().__init__()
-        dim, self.patch_size = config.embed_dim, config.patch_size
+        dim, self.patch_size = config.encoder_width, config.patch_size
         self.grid = config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -48,15 +50,22 @@ class DinoV2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``[N, 3, H, W]`` to patch tokens ``[N, (H / patch) * (W / patch), C]``."""
+        return self.levels(images, [len(self.blocks)])[0]
+
+    def levels(self, images: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Return the normalised patch tokens after each number of blocks in ``after``, ascending; see :meth:`forward`."""
         rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         patches = self.patch_embed(images) + self._patch_positions(rows, columns)
         special = self.cls_token + self.pos_embed[:, :1]
         if self.num_special > 1:
             special = torch.cat([special, self.register_tokens], dim=1)
         x = torch.cat([special.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)[:, None]
-        for block in self.blocks:
+        kept = []
+        for number, block in enumerate(self.blocks, start=1):
             x = block(x, full_attention)
-        return self.norm(x[:, 0, self.num_special :])
+            if number in after:
+                kept.append(self.norm(x[:, 0, self.num_special :]))
+        return kept
 
     def _patch_positions(self, rows: int, columns: int) -> Tensor:
         """Resize the trained position grid to ``rows x columns``; ``[1, rows * columns, C]``."""
@@ -68,6 +77,6 @@ class DinoV2(nn.Module):
         return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
-def build_encoder(config: StreamVGGTConfig) -> nn.Module:
+def build_encoder(config: StreamVGGTConfig) -> DinoV2 | PatchEmbed:
     """Build the encoder that ``config.encoder`` names."""
-    return DinoV2(config) if config.encoder == "dinov2" else PatchEmbed(config.patch_size, config.embed_dim)
+    return DinoV2(config) if config.encoder == "dinov2" else PatchEmbed(config.patch_size, config.encoder_width)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,25 @@ from .aggregator import Aggregator
 from .attention import Attend, causal_attention, full_attention
 from .cache import CachePolicy, KeepAll, StreamState, TrackQuery
 from .config import StreamVGGTConfig
-from .encoder import build_encoder
+from .encoder import DinoV2, build_encoder
 from .heads.camera import CameraHead
 from .heads.dense import DenseHead, signed_expm1
 from .heads.track import TrackHead
+from .matching import MatchMemory, SoftMatch
 from .official import from_official
 from .types import Predictions
+
+
+class Encoded(NamedTuple):
+    """Frames, each seen by itself.
+
+    Attributes:
+        patches: tokens of the encoder ``[B, S, N, C']``.
+        descriptors: what :class:`~streamvggt.matching.SoftMatch` compares, ``[B, S, N, D]``, where there is one.
+    """
+
+    patches: Tensor
+    descriptors: Tensor | None
 
 
 class StreamVGGT(nn.Module):
@@ -33,6 +46,9 @@ class StreamVGGT(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config)
+        widths = (config.encoder_width, config.embed_dim)
+        self.encoder_proj = nn.Linear(*widths) if config.encoder_dim is not None else None
+        self.soft_match = SoftMatch(config) if config.match_layer is not None else None
         self.aggregator = Aggregator(config)
         self.camera_head = CameraHead(config)
         self.depth_head = DenseHead(config, 1)
@@ -111,11 +127,15 @@ class StreamVGGT(nn.Module):
         with torch.no_grad():
             _check_continues(state, (b, height, width), s)
             state.slots.begin(s)
-            tokens = self._tokens(images, state.block_attends, state.num_frames)
+            encoded = self._encode(images)
+            tokens, matches = self._aggregate(
+                encoded, (height, width), state.block_attends, state.num_frames, state.matches
+            )
             with _full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             state.slots.commit()
+            state.matches = matches
             state.input_shape = (b, height, width)
         return predictions
 
@@ -142,23 +162,46 @@ class StreamVGGT(nn.Module):
 
         return push_to_hub(self, repo_id, **options)
 
-    def _tokens(self, images: Tensor, attends: Sequence[Attend], first_frame: int = 0) -> dict[int, Tensor]:
-        """Encode images and aggregate them; tokens of the layers that the heads read, in the heads' precision."""
+    def _tokens(self, images: Tensor, attends: Sequence[Attend]) -> dict[int, Tensor]:
+        """Tokens of the layers that the heads read, of frames that begin a stream or are a batch of their own."""
+        return self._aggregate(self._encode(images), (images.shape[-2], images.shape[-1]), attends)[0]
+
+    def _encode(self, images: Tensor) -> Encoded:
+        """Look at each frame by itself."""
         mean, std = _imagenet_statistics(images.device)
-        pixels = ((images.float() - mean) / std).to(self.aggregator.camera_token.dtype)
-        patches = self.encoder(pixels.flatten(0, 1)).unflatten(0, images.shape[:2])
-        patch = self.config.patch_size
-        grid_hw = (images.shape[-2] // patch, images.shape[-1] // patch)
+        pixels = ((images.float() - mean) / std).to(self.aggregator.camera_token.dtype).flatten(0, 1)
+        if self.soft_match is None or not isinstance(self.encoder, DinoV2):
+            return Encoded(self.encoder(pixels).unflatten(0, images.shape[:2]), None)
+        levels = self.encoder.levels(pixels, sorted({self.config.match_layer or 0, self.config.encoder_depth}))
+        patches, early = (x.unflatten(0, images.shape[:2]) for x in (levels[-1], levels[0]))
+        return Encoded(patches, self.soft_match.describe(early))
+
+    def _aggregate(
+        self,
+        encoded: Encoded,
+        image_hw: tuple[int, int],
+        attends: Sequence[Attend],
+        first_frame: int = 0,
+        matches: MatchMemory = MatchMemory(),  # noqa: B008 (frozen)
+    ) -> tuple[dict[int, Tensor], MatchMemory]:
+        """Look across frames; tokens of the layers that the heads read, in the heads' precision."""
+        grid_hw = (image_hw[0] // self.config.patch_size, image_hw[1] // self.config.patch_size)
+        patches = encoded.patches
+        if self.encoder_proj is not None:
+            patches = self.encoder_proj(patches)
+        if self.soft_match is not None and encoded.descriptors is not None:
+            found, matches = self.soft_match(encoded.descriptors, matches, grid_hw)
+            patches = patches + found
         layers = {*self.config.dense_layers, self.config.depth - 1}
         tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
         dtype = self.camera_head.token_norm.weight.dtype
-        return {layer: x.to(dtype) for layer, x in tokens.items()}
+        return {layer: x.to(dtype) for layer, x in tokens.items()}, matches
 
     def _decode(
         self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int], attend: Callable[[int, int], Attend]
     ) -> Predictions:
         """Read cameras and dense maps off the tokens."""
-        poses = self.camera_head(tokens[self.config.depth - 1][:, :, 0], attend).float()
+        poses = self.camera_head(tokens[self.config.depth - 1], attend).float()
         depth, depth_conf = self.depth_head(tokens, image_hw)
         points, points_conf = self.point_head(tokens, image_hw)
         return Predictions(

@@ -14,11 +14,12 @@ PACKAGE = ROOT / "streamvggt"
 # Each row may import the rows above it and its own modules marked so. A package named whole is one module.
 LAYERS = [
     {"types", "config"},
-    {"geometry", "rope", "attention", "layers", "official", "gltf"},
+    {"geometry", "rope", "attention", "layers", "matching", "official", "gltf"},
     {"cache", "encoder", "heads.camera", "heads.dense", "heads.track"},
     {"aggregator", "model"},
     {"images", "video", "metrics", "synthetic"},
     {"checkpoint", "session", "scene", "export"},
+    {"layouts", "sequences"},
     {"__main__"},
 ]
 # Within a row, the modules that build on others of it.
@@ -28,10 +29,11 @@ PEERS = {
     ("heads.track", "heads.dense"),
     ("model", "aggregator"),
     ("video", "images"),
+    ("sequences", "layouts"),
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
-NETWORK = {"rope", "attention", "layers", "encoder", "aggregator", "model", "cache", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
+NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "cache", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
 HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "PIL", "tqdm"}
 
 

@@ -14,9 +14,16 @@ DENSE = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 TRACKS = ("tracks", "track_visibility", "track_conf")
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return lively(StreamVGGTConfig.tiny())
+# A network like VGGT, and one with what the bundled model has beside: projected encoder, soft matches, patches read.
+CONFIGS = {
+    "vggt": StreamVGGTConfig.tiny(),
+    "matching": replace(StreamVGGTConfig.tiny(), encoder_dim=64, match_layer=1, camera_reads_patches=True),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def tiny(request):
+    return lively(CONFIGS[request.param])
 
 
 def images(streams, frames, hw, seed=0):
@@ -142,7 +149,8 @@ def test_memory_is_exact_and_flat_under_a_window(tiny):
     for frame in images(1, 8, (56, 70)).split(1, dim=1):
         tiny(frame, state=state)
         sizes.append(state.nbytes)
-    assert sizes == [frame_bytes * n for n in (1, 2, 3, 4, 4, 4, 4, 4)]
+    descriptors = 0 if tiny.soft_match is None else 2 * 4 * 20 * 64  # of 20 patches, 64 numbers, of two frames
+    assert sizes == [frame_bytes * n + descriptors for n in (1, 2, 3, 4, 4, 4, 4, 4)]
     assert state.num_frames == 8
 
 

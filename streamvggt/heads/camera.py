@@ -19,13 +19,17 @@ class CameraHead(nn.Module):
     """Refine one pose a frame from its camera token, a few times over.
 
     Each round modulates the token by the pose so far (adaptive layer norm, Peebles & Xie 2023, DiT, section 3.2), lets
-    the tokens of all frames look at each other and adds what it reads to the pose.
+    the tokens of all frames look at each other and adds what it reads to the pose. With ``camera_reads_patches`` the
+    token comes with the mean of what the patches of its frame say: their motion is where a small network sees its pose
+    first.
     """
 
     def __init__(self, config: StreamVGGTConfig) -> None:
         super().__init__()
         dim = 2 * config.embed_dim
         self.num_rounds = config.camera_iterations
+        self.num_special = config.special_tokens
+        self.patch_read = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) if config.camera_reads_patches else None
         self.token_norm = nn.LayerNorm(dim)
         self.initial_pose = nn.Parameter(torch.zeros(1, 1, POSE_NUMBERS))
         self.embed_pose = nn.Linear(POSE_NUMBERS, dim)
@@ -38,13 +42,16 @@ class CameraHead(nn.Module):
         """Read poses off camera tokens.
 
         Args:
-            tokens: camera tokens of the aggregator's last layer ``[B, S, 2 C]``.
+            tokens: of the aggregator's last layer ``[B, S, P, 2 C]``.
             attend: for a round and a block, how frames see each other.
 
         Returns:
             Pose encodings of every round ``[I, B, S, 9]``, see :class:`streamvggt.Predictions`.
         """
-        tokens = self.token_norm(tokens)
+        camera = tokens[:, :, 0]
+        if self.patch_read is not None:
+            camera = camera + self.patch_read(tokens[:, :, self.num_special :]).mean(2)
+        tokens = self.token_norm(camera)
         normed = layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         pose = torch.zeros_like(self.initial_pose)
         rounds = []
