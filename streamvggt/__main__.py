@@ -1,4 +1,4 @@
-"""Command line: ``python -m streamvggt reconstruct VIDEO -o OUT`` and ``python -m streamvggt info``."""
+"""Command line: ``python -m streamvggt`` and a verb: ``reconstruct``, ``evaluate`` or ``info``."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .cache import AnchorWindow, CachePolicy, KeepAll
 from .checkpoint import CheckpointError, load_model
 from .config import StreamVGGTConfig
+from .evaluate import evaluate_clips, evaluate_sequences
 from .export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
 from .model import StreamVGGT
+from .protocols import CLIPS, PROTOCOLS, Protocol
+from .report import json_text, markdown
 from .scene import PointFilter, Scene
+from .sequences import find_sequences
 from .session import StreamSession
+from .synthetic import SyntheticConfig, render_clips
 from .types import ByteArray, Frame, FramePrediction
 from .video import VideoError, describe_video, read_frames
 
@@ -41,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("streamvggt: interrupted", file=sys.stderr)
         return 130
-    except (VideoError, CheckpointError, ValueError, OSError) as error:
+    except (VideoError, CheckpointError, ValueError, OSError, ImportError) as error:
         print(f"streamvggt: {error}", file=sys.stderr)
         return 1
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -93,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, default="float32", help="precision of the weights; half of it halves their memory"
     )
 
+    _add_evaluate(commands)
     command = commands.add_parser("info", help="print the sizes of a model and what a cached frame costs")
     command.set_defaults(run=_info)
     command.add_argument(
@@ -194,6 +202,75 @@ def _png(image: ByteArray) -> bytes:
     return stream.getvalue()
 
 
+# --- evaluate
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="score a model on sequences with truth, beside the trivial answers",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=_evaluate)
+    command.add_argument("--model", default="small", help="as for reconstruct; none scores the trivial answers alone")
+    command.add_argument(
+        "--data", nargs="+", type=Path, default=[], metavar="FOLDER", help="sequences, or folders of them"
+    )
+    command.add_argument("--layout", help="layout of the folders, such as tum; found out by their files if not given")
+    command.add_argument("--protocol", choices=PROTOCOLS, default="sequence", help="what is scored, on which frames")
+    command.add_argument("--frames", type=_count_of, metavar="N", help="frames a sequence at most; else the protocol's")
+    command.add_argument("--stride", type=_count_of, metavar="K", help="every K-th frame; else the protocol's")
+    command.add_argument("--width", type=_count_of, default=224, help="of the processed frames, pixels")
+    command.add_argument("--mode", choices=("stream", "batch"), help="frame by frame or all at once; stream if it can")
+    command.add_argument("--policy", type=_policy, default="all", help="frames a stream keeps, as for reconstruct")
+    command.add_argument(
+        "--synthetic", type=_seeds, default=(), metavar="SEEDS", help="made-up scenes, such as 0-15 or 3,5,8"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    command.add_argument("--plots", type=Path, metavar="FOLDER", help="draw trajectories and depth there")
+    command.add_argument("--device", default=_default_device(), help="cpu, cuda or mps")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of encoder and aggregator")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    """Score a model and print the tables; 1 if a sequence could not be scored."""
+    if not (options.data or options.synthetic):
+        raise ValueError("nothing to score: give --data FOLDER, --synthetic SEEDS or both")
+    protocol = PROTOCOLS[options.protocol]
+    changes = {"num_frames": options.frames, "stride": options.stride}
+    protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
+    layout = options.layout or protocol.layout
+    sequences = [sequence for folder in options.data for sequence in find_sequences(folder, layout)]
+    model = None
+    if options.model != "none":
+        model = load_model(options.model, device=_device(options.device), dtype=DTYPES[options.dtype])
+    how = {"label": options.model, "policy": options.policy}
+    report: dict[str, Any] = {"protocol": None, "sequences": [], "mean": {}, "failures": {}}
+    if sequences:
+        report = evaluate_sequences(
+            model, sequences, protocol, width=options.width, mode=options.mode, plots=options.plots, **how
+        )
+    if options.synthetic:
+        report["synthetic"] = _evaluate_synthetic(options, model, how)
+    print(markdown(report), end="")
+    if options.json:
+        report = {"model": options.model, "mode": options.mode, "width": options.width} | report
+        write_atomically(options.json, json_text(report).encode())
+    return 1 if report["failures"] else 0
+
+
+def _evaluate_synthetic(options: argparse.Namespace, model: StreamVGGT | None, how: dict[str, Any]) -> dict[str, Any]:
+    """Score clips of 4:3; they are rendered on the CPU, where a seed always means the same scene."""
+    patch = 14 if model is None else model.config.patch_size
+    height = max(1, round(options.width * 3 / 4 / patch)) * patch
+    config = SyntheticConfig(num_frames=options.frames or SyntheticConfig.num_frames, image_hw=(height, options.width))
+    protocol: Protocol = replace(CLIPS, parts=("depth", "camera", "points", "tracks"))
+    clips = render_clips(options.synthetic, config)
+    return {"seeds": list(options.synthetic)} | evaluate_clips(
+        model, clips, protocol, mode=options.mode or "batch", **how
+    )
+
+
 # --- info
 
 
@@ -231,6 +308,26 @@ def _rate(text: str) -> float | None:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"needs a rate above 0 or 'all', got {text}")
     return value
+
+
+def _count_of(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"needs a number of at least 1, got {text}")
+    return value
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            seeds += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"needs seeds such as 0-15 or 3,5,8, got {text!r}") from None
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"needs at least one seed, got {text!r}; ranges go upwards")
+    return tuple(seeds)
 
 
 def _policy(text: str) -> CachePolicy:

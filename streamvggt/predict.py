@@ -1,0 +1,103 @@
+"""Run a model over the frames of one sequence, as a stream or as a batch, and bring what it says into one shape."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .cache import CachePolicy, KeepAll
+from .geometry import decode_pose, unproject
+from .model import StreamVGGT
+from .scoring import Answer
+from .types import Predictions
+
+Predictor = Callable[..., Predictions]
+Mode = Literal["stream", "batch"]
+
+
+def predict(
+    model: Predictor,
+    images: Tensor,
+    *,
+    mode: Mode | None = None,
+    policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
+    single_frames: bool = False,
+    query_points: Tensor | None = None,
+) -> tuple[Answer, Answer]:
+    """Run a model over the frames of one sequence.
+
+    Args:
+        model: a network, or any function from images ``[1, S, 3, H, W]`` to :class:`Predictions`.
+        images: ``[S, 3, H, W]`` in [0, 1].
+        mode: "stream" (frame by frame) or "batch" (all at once); None streams causal networks. Functions that are no
+            network get all frames at once.
+        policy: which frames a stream keeps.
+        single_frames: every frame is a stream of its own.
+        query_points: ``[N, 2]``, xy in pixels of frame 0, for networks with a track head.
+
+    Returns:
+        The answer, with the cloud from depth and camera, and one with the cloud of the point maps alone.
+
+    Raises:
+        ValueError: a network with full attention is to stream.
+    """
+    device, streams = images.device, False
+    if isinstance(model, nn.Module):
+        device = next(model.parameters()).device
+    if isinstance(model, StreamVGGT):
+        streams = (model.config.attention == "causal") if mode is None else mode == "stream"
+    kept: defaultdict[str, list[Tensor]] = defaultdict(list)
+    with torch.no_grad(), _evaluating(model):
+        for said in _steps(model, images.to(device)[None], streams, policy, single_frames, query_points):
+            extrinsics, intrinsics = decode_pose(said.pose_enc[0].float(), (images.shape[-2], images.shape[-1]))
+            parts = {
+                "extrinsics": extrinsics,
+                "depth": said.depth[0],
+                "cloud": unproject(said.depth[0], extrinsics, intrinsics),
+                "points": said.world_points[0],
+            }
+            if said.tracks is not None and said.track_visibility is not None:
+                parts |= {"tracks": said.tracks[0], "visible": said.track_visibility[0] > 0.5}
+            for name, part in parts.items():
+                kept[name].append(part.cpu())
+    whole = {name: torch.cat(frames).numpy() for name, frames in kept.items()}
+    points = Answer(world_points=whole.pop("points"))
+    return Answer(world_points=whole.pop("cloud"), **whole), points
+
+
+def _steps(
+    model: Predictor,
+    images: Tensor,
+    streams: bool,
+    policy: CachePolicy,
+    single_frames: bool,
+    query_points: Tensor | None,
+) -> Iterator[Predictions]:
+    """Call a model on images ``[1, S, 3, H, W]`` as often as it takes."""
+    queries = {} if query_points is None else {"query_points": query_points.to(images.device)[None]}
+    if single_frames:
+        yield from (model(frame) for frame in images.split(1, dim=1))
+    elif streams and isinstance(model, StreamVGGT):
+        state = model.new_state(policy)
+        for i, frame in enumerate(images.split(1, dim=1)):
+            yield model(frame, state=state, **(queries if i == 0 else {}))
+    else:
+        yield model(images, **queries)
+
+
+@contextmanager
+def _evaluating(model: Predictor) -> Iterator[None]:
+    """Put a network into evaluation mode, and back."""
+    if not (isinstance(model, nn.Module) and model.training):
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
