@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .geometry import invert_pose
-from .layouts import LAYOUTS, FrameFiles, Layout, SequenceError
+from .layouts import LAYOUTS, Layout
+from .listings import FrameFiles, SequenceError, image_hw
 from .types import ByteArray, FloatArray
 
 __all__ = ["PosedFrame", "Sequence", "SequenceError", "find_sequences", "load_frames", "natural_hw", "open_sequence"]
@@ -56,7 +58,8 @@ class Sequence:
     Attributes:
         name: what tables and messages call it.
         layout: a name out of :data:`streamvggt.layouts.LAYOUTS`.
-        has_depth, has_poses: whether its frames have depth and camera poses.
+        has_depth, has_poses: whether its frames have depth, and camera poses with intrinsics.
+        split: "train" or "test" where the data set says so, else None.
         frames: files, pose and intrinsics of each frame.
     """
 
@@ -65,6 +68,7 @@ class Sequence:
         if not listing.frames:
             raise SequenceError(f"{folder} has no frame of the layout {layout!r}")
         self.name, self.layout, self.folder, self.frames = name, layout, folder, listing.frames
+        self.split = listing.split
         self._read_depth = listing.read_depth
         self.has_depth = any(frame.depth is not None for frame in self.frames)
         self.has_poses = bool(np.isfinite(self.frames[0].camera_to_world).all())
@@ -84,6 +88,9 @@ class Sequence:
         """
         files = self.frames[index]
         image = _read(files.image, _read_rgb)
+        if files.image_hw not in (None, image.shape[:2]):
+            got, needed = (" x ".join(map(str, size)) for size in (image.shape[:2], files.image_hw))
+            raise SequenceError(f"{files.image}: {got} (h x w), but the intrinsics are for {needed}")
         depth = None if files.depth is None else _read(files.depth, self._read_depth)
         if depth is not None:
             depth = _depth_on_image(depth, image.shape[:2], files)
@@ -122,6 +129,8 @@ def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence
         ValueError: there is no such layout.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise SequenceError(f"{root} is not a folder")
     layouts = _choose(layout)
     found = []
     for folder, subfolders, _ in os.walk(root, followlinks=True):
@@ -146,7 +155,7 @@ def natural_hw(sequence: Sequence, width: int = 224, multiple: int = 14) -> tupl
     Raises:
         SequenceError: the first picture cannot be opened.
     """
-    height, source_width = _read(sequence.frames[0].image, _image_hw)
+    height, source_width = image_hw(sequence.frames[0].image)
     return max(1, round(height / source_width * width / multiple)) * multiple, width
 
 
@@ -157,7 +166,8 @@ def load_frames(
 
     The frame is scaled to cover ``image_hw`` and cropped around its principal point, which the network takes to be at
     ``(W / 2, H / 2)``. Where the principal point is off the middle, the crop shrinks until it fits, to no less than
-    three quarters of its width; beyond, the principal point stays off. Colour is resampled with antialias (bicubic, as
+    three quarters of its width; beyond, the principal point stays off. How much of the picture is left is logged, once
+    a sequence. Colour is resampled with antialias (bicubic, as
     :func:`streamvggt.preprocess` does), depth takes the nearest pixel, so that no value mixes two surfaces.
 
     Args:
@@ -173,12 +183,22 @@ def load_frames(
     Raises:
         SequenceError: a frame cannot be read.
     """
-    frames = [_cut(sequence[index], image_hw) for index in indices]
+    sources = [sequence[index] for index in indices]
+    source_hw = sources[0].image.shape[:2]
+    pixels_per = _crop_box(sources[0].intrinsics, source_hw, image_hw)[2]
+    kept = pixels_per**2 * image_hw[0] * image_hw[1] / (source_hw[0] * source_hw[1])
+    _say_once(f"{sequence.name}: {image_hw} (h x w) keeps {kept:.0%} of the picture's area")
+    frames = [_cut(frame, image_hw) for frame in sources]
     images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2).float() / 255
     depth = torch.from_numpy(np.stack([np.zeros(image_hw, np.float32) if f.depth is None else f.depth for f in frames]))
     extrinsics = torch.from_numpy(np.stack([frame.extrinsics for frame in frames])).float()
     intrinsics = torch.from_numpy(np.stack([frame.intrinsics for frame in frames])).float()
     return images, depth, depth > 0, extrinsics, intrinsics
+
+
+@lru_cache(maxsize=1024)
+def _say_once(message: str) -> None:
+    _log.info(message)
 
 
 def _cut(frame: PosedFrame, image_hw: tuple[int, int]) -> PosedFrame:
@@ -247,13 +267,6 @@ def _read_rgb(path: Path) -> ByteArray:
     # The EXIF orientation is left alone: calibrations count in pixels as stored.
     with Image.open(path) as image:
         return np.array(image.convert("RGB"))
-
-
-def _image_hw(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.height, image.width
 
 
 def _choose(layout: str | None) -> dict[str, Layout]:

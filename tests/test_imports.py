@@ -19,7 +19,7 @@ LAYERS = [
     {"aggregator", "model"},
     {"images", "video", "metrics", "synthetic"},
     {"checkpoint", "session", "scene", "export"},
-    {"layouts", "sequences"},
+    {"colmap", "layouts", "listings", "sequences"},
     {"__main__"},
 ]
 # Within a row, the modules that build on others of it.
@@ -29,7 +29,11 @@ PEERS = {
     ("heads.track", "heads.dense"),
     ("model", "aggregator"),
     ("video", "images"),
+    ("colmap", "listings"),
+    ("layouts", "colmap"),
+    ("layouts", "listings"),
     ("sequences", "layouts"),
+    ("sequences", "listings"),
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
