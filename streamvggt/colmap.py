@@ -87,7 +87,8 @@ def _cameras(path: Path) -> dict[str, tuple[Matrix, tuple[int, int]]]:
             distorted.add(model)
         cameras[number] = (pinhole(fx, fy, cx - 0.5, cy - 0.5), (height, width))
     if distorted:
-        _log.warning("%s: the lens distortion of %s is ignored; colmap image_undistorter removes it", path, distorted)
+        models = ", ".join(sorted(distorted))
+        _log.warning("%s: the lens distortion of %s is ignored; colmap image_undistorter removes it", path, models)
     return cameras
 
 

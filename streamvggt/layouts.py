@@ -78,18 +78,20 @@ def read_generic(folder: Path) -> Listing:
     """Read ``rgb/NNNNNN.jpg`` (or png), ``depth/NNNNNN.png``, ``poses.txt`` and ``meta.json``.
 
     ``poses.txt`` has one camera-to-world matrix 3 x 4 a line, row by row. ``meta.json`` holds ``K`` (fx, fy, cx, cy of
-    the picture), ``rgb_size`` (its width and height), ``depth_scale`` (depth units a metre) and ``fps``; without it, or
-    with null, a frame lasts one second. ``timestamps.txt``, seconds a line, goes before ``fps``.
+    the picture), ``depth_scale`` (depth units a metre, where there is depth) and may hold ``rgb_size`` (the width and
+    height that the pictures must have) and ``fps``; without it, or with null, a frame lasts one second.
+    ``timestamps.txt``, seconds a line, goes before ``fps``.
     """
     poses = read_numbers(folder / "poses.txt", 12).reshape(-1, 3, 4)
+    has_depth = (folder / "depth").is_dir()
     try:
         meta: dict[str, Any] = json.loads(read_text(folder / "meta.json"))
         intrinsics = pinhole(*meta["K"])
-        per_metre = float(meta.get("depth_scale", 1000))
+        per_metre = float(meta["depth_scale"]) if has_depth else 1.0
         times = np.arange(len(poses)) / float(meta.get("fps") or 1)
-        width, height = map(int, meta["rgb_size"])
+        width, height = meta.get("rgb_size", (None, None))
     except (ValueError, TypeError, KeyError) as error:
-        needs = "needs K: [fx, fy, cx, cy] and rgb_size: [width, height]"
+        needs = "needs K: [fx, fy, cx, cy] and, with depth, depth_scale"
         raise SequenceError(f"{folder / 'meta.json'}: {needs} ({error!r})") from error
     if (folder / "timestamps.txt").is_file():
         times = read_numbers(folder / "timestamps.txt", 1)[:, 0]
@@ -98,12 +100,12 @@ def read_generic(folder: Path) -> Listing:
     return make_listing(
         folder,
         [folder / "rgb" / f"{name}.{suffix}" for name in names],
-        [folder / "depth" / f"{name}.png" for name in names] if (folder / "depth").is_dir() else None,
+        [folder / "depth" / f"{name}.png" for name in names] if has_depth else None,
         poses,
         intrinsics,
         times,
         partial(png_depth, per_metre=per_metre),
-        sizes=[(height, width)] * len(poses),
+        sizes=[(height, width)] * len(poses) if height else None,
     )
 
 

@@ -62,7 +62,7 @@ class Listing:
 
     Attributes:
         frames: in the order of time; those without a finite pose are left out, unless none has one.
-        read_depth: from a depth file to float32 ``[h, w]``, metres, 0 where unknown.
+        read_depth: from a depth file to float32 ``[h, w]``, metres; 0, negative or not finite where unknown.
         split: the part of the data set that the sequence belongs to, where there is such a thing.
     """
 
@@ -238,7 +238,10 @@ def sintel_depth(path: Path) -> FloatArray:
 
 def npy_depth(path: Path) -> FloatArray:
     """Read an ``.npy`` file of metres ``[h, w]``."""
-    return np.load(path, allow_pickle=False).astype(np.float32)
+    depth = np.load(path, allow_pickle=False)
+    if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind != "f":
+        raise SequenceError(f"{path}: a depth map is an array of floats [h, w]")
+    return depth.astype(np.float32)
 
 
 def image_hw(path: Path) -> tuple[int, int]:

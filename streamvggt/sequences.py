@@ -93,7 +93,8 @@ class Sequence:
             raise SequenceError(f"{files.image}: {got} (h x w), but the intrinsics are for {needed}")
         depth = None if files.depth is None else _read(files.depth, self._read_depth)
         if depth is not None:
-            depth = _depth_on_image(depth, image.shape[:2], files)
+            known = np.isfinite(depth) & (depth > 0)
+            depth = _depth_on_image(np.where(known, depth, np.float32(0)), image.shape[:2], files)
         return PosedFrame(image, depth, invert_pose(files.camera_to_world), files.intrinsics.copy(), files.time_s)
 
 
