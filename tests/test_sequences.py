@@ -383,12 +383,12 @@ def test_our_own_colmap_export_reads_back_as_it_was(tmp_path):
 
 
 def plane_sequence(root, k, hw=(120, 160)):
-    """Frames before the plane z = 2 + x / 4 of the camera, whose red grows with x and green with y."""
-    fx, _, cx, _ = k
+    """Frames before the plane z = 2 + x / 4 + y / 4 of the camera: red grows with x, green with y, blue alternates."""
+    fx, fy, cx, cy = k
     x, y = np.meshgrid(np.arange(hw[1]), np.arange(hw[0]))
-    depth = 2 / (1 - (x - cx) / fx / 4)
+    depth = 2 / (1 - (x - cx) / fx / 4 - (y - cy) / fy / 4)
     generic(root, 1, k, hw, "png")
-    Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)).save(root / "rgb" / "000000.png")
+    Image.fromarray(np.stack([x, y, (x + y) % 2 * 255], axis=-1).astype(np.uint8)).save(root / "rgb" / "000000.png")
     Image.fromarray((depth * 10000).round().astype(np.uint16)).save(root / "depth" / "000000.png")
     meta = json.loads((root / "meta.json").read_text()) | {"depth_scale": 10000}
     (root / "meta.json").write_text(json.dumps(meta))
@@ -418,8 +418,11 @@ def test_cut_frames_keep_points_colours_and_cameras_together(image_hw, tmp_path)
     np.testing.assert_allclose(255 * images[0, 0].numpy()[inner], source_x[inner], atol=0.6)
     np.testing.assert_allclose(255 * images[0, 1].numpy()[inner], source_y[inner], atol=0.6)
 
-    # Depth is that of a pixel half a pixel away at most: the nearest one, unmixed.
-    exact, half_a_pixel = 2 / (1 - ray_x / 4), 0.5 / 140 / 4
+    if k[0] / new[0, 0] > 1.5:  # squares of a pixel blend to grey
+        np.testing.assert_allclose(255 * images[0, 2].numpy()[inner], 127.5, atol=25)
+
+    # Depth is that of a pixel half a pixel away at most in both directions: the nearest one, unmixed.
+    exact, half_a_pixel = 2 / (1 - ray_x / 4 - ray_y / 4), 0.5 / 140 / 4 + 0.5 / 143 / 4
     assert (np.abs(depth[0].numpy() / exact - 1) < half_a_pixel * exact / 2 + 1e-4).all()
     values = np.unique(np.asarray(Image.open(tmp_path / "depth" / "000000.png"))).astype(np.float32) / 10000
     assert np.isin(depth[0].numpy(), values).all()
