@@ -71,8 +71,7 @@ def evaluate_sequence(
 ) -> dict[str, Any]:
     """Run a model over one sequence and score it beside the trivial answers.
 
-    Frames that cannot be read or have no finite pose are left out and counted. What the sequence lacks (depth, poses)
-    is not scored.
+    Frames that cannot be read are left out and counted. What the sequence lacks (depth, poses) is not scored.
 
     Args:
         model: a network, or any function from images ``[1, S, 3, H, W]`` to :class:`Predictions`; None scores the
@@ -93,7 +92,7 @@ def evaluate_sequence(
 
     Raises:
         EvaluationError: no frame can be read, or a prediction is not finite; it names the sequence.
-        SequenceError: the first picture cannot be opened.
+        SequenceError: no picture can be opened.
         ValueError: the mode does not fit the network.
     """
     multiple = model.config.patch_size if isinstance(model, StreamVGGT) else 14
@@ -239,18 +238,11 @@ def _load(sequence: Sequence, protocol: Protocol, image_hw: tuple[int, int]) -> 
     if not parts:
         raise EvaluationError(f"{sequence.name}: none of {len(wanted)} frames can be read ({reason})")
     images, depth, valid, extrinsics, intrinsics = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    posed = extrinsics.isfinite().flatten(1).all(1)
-    if posed.any() and not posed.all():
-        logger.warning("%s: %d frames without a pose are left out", sequence.name, int((~posed).sum()))
-        images, depth, valid, extrinsics, intrinsics = (
-            tensor[posed] for tensor in (images, depth, valid, extrinsics, intrinsics)
-        )
-        frames = [index for index, has_pose in zip(frames, posed.tolist(), strict=True) if has_pose]
     deep = bool(valid.any())
     truth = Truth(
         depth=depth.numpy() if deep else None,
         valid=valid.numpy() if deep else None,
-        extrinsics=extrinsics.numpy() if posed.any() else None,
+        extrinsics=extrinsics.numpy() if extrinsics.isfinite().all() else None,
         intrinsics=intrinsics.numpy(),
         image_hw=image_hw,
     )

@@ -57,7 +57,7 @@ class Protocol:
     weigh_pixels: bool = False
     points_crop: int | None = None
     icp_distance: float | None = None
-    max_points: int = 100_000
+    max_points: int = 50_000
 
     def frames(self, available: int) -> list[int]:
         """Choose frames out of ``available``, ascending."""
@@ -109,8 +109,8 @@ _CAMERA_SOURCE = "MonST3R, CUT3R: ATE and RPE after Sim(3) as evo computes them,
 _SINTEL_FRAMES = "14 sequences, all frames; depth up to 70 m, predictions cut to 70 m."
 _BONN_FRAMES = "5 sequences, frames 30 to 139; depth up to 70 m."
 _KITTI_FRAMES = (
-    "The first 110 frames with depth of every validation drive of the depth completion set, image_02. The odometry "
-    "folders have no depth: bring the frames into a layout with depth."
+    "The first 110 frames with depth of every validation drive of the depth completion set, image_02, as MonST3R's "
+    "prepare_kitti.py gathers them; no limit on depth."
 )
 
 _VIDEO: tuple[DepthAlignment, ...] = ("scale", "scale_shift")
@@ -174,6 +174,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "kitti-depth",
             _VIDEO_SOURCE + _KITTI_FRAMES,
+            layout="kitti_depth",
             parts=("depth",),
             stride=1,
             num_frames=110,
@@ -210,6 +211,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "kitti-frame-depth",
             _FRAME_SOURCE + _KITTI_FRAMES,
+            layout="kitti_depth",
             parts=("depth",),
             stride=1,
             num_frames=110,
@@ -219,8 +221,9 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "nyuv2-frame-depth",
-            _FRAME_SOURCE + "All images of the official validation files, no limit on depth. They come as HDF5: bring "
-            "them into a folder layout first. The border that other papers leave out is compared: not confirmed.",
+            _FRAME_SOURCE + "The 654 test pictures as MonST3R's prepare_nyuv2.py unpacks them, no limit on depth, the "
+            "whole picture. Whether the papers leave out its white border: not confirmed.",
+            layout="nyu",
             parts=("depth",),
             num_frames=None,
             single_frames=True,

@@ -145,7 +145,8 @@ def depth_png(images: Tensor, truth: Truth, answers: Mapping[str, Answer], num_s
     label, depth = found
     seen = [i for i in range(truth.num_frames) if truth.valid[i].any()]
     chosen = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, num_shown).round().astype(int))]
-    figure = _figure(9, 2.4 * len(chosen))
+    height, width = truth.image_hw
+    figure = _figure(9, (0.4 + 2.6 * height / width) * len(chosen))
     for row, i in enumerate(chosen):
         known = truth.valid[i]
         scale, _ = fit_depth(np.asarray(depth[i])[known], truth.depth[i][known], "median")
@@ -159,8 +160,8 @@ def depth_png(images: Tensor, truth: Truth, answers: Mapping[str, Answer], num_s
             if values is None:
                 axes.imshow(images[i].permute(1, 2, 0).clamp(0, 1).cpu().numpy())
             else:
-                shown = axes.imshow(values, cmap="turbo", vmin=low, vmax=high)
-                figure.colorbar(shown, ax=axes, label="m", fraction=0.04)
+                drawn = axes.imshow(values, cmap="turbo", vmin=low, vmax=high)
+        figure.colorbar(drawn, ax=axes, label="m", fraction=0.04)
     return _png(figure)
 
 

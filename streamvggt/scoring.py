@@ -181,6 +181,37 @@ def score_frames(answer: Answer, truth: Truth, protocol: Protocol) -> dict[str, 
     return curves
 
 
+def iterate_closest_points(points: Array, target: Array, distance: float) -> Similarity:
+    """Refine by rigid motions that bring each point to its nearest one within a distance, till none helps any more.
+
+    Args:
+        points: ``[N, 3]``, metres.
+        target: ``[M, 3]``, metres, nearly in place.
+        distance: points farther than this from their nearest one have no say, metres.
+
+    Source: Besl and McKay 1992; threshold and end (a gain of 1e-6 in inliers and their error) as Open3D's defaults.
+    """
+    from scipy.spatial import cKDTree  # type: ignore[import-untyped]
+
+    tree, moved = cKDTree(target), points
+    motion, before = Similarity(1.0, np.eye(3), np.zeros(3)), (0.0, np.inf)
+    for _ in range(_MAX_ICP_ROUNDS):
+        away, nearest = tree.query(moved, distance_upper_bound=distance)
+        near = np.isfinite(away)
+        if near.sum() < 3:
+            break
+        now = (float(near.mean()), float(np.sqrt(np.mean(away[near] ** 2))))
+        if abs(now[0] - before[0]) < 1e-6 and abs(now[1] - before[1]) < 1e-6:
+            break
+        try:
+            step = align_similarity(moved[near], target[nearest[near]], with_scale=False)
+        except ValueError:  # what is near lies on one line
+            break
+        moved, before = step.apply(moved), now
+        motion = Similarity(1.0, step.rotation @ motion.rotation, step.rotation @ motion.translation + step.translation)
+    return motion
+
+
 def mean_scores(scores: Iterable[Scores], *, weigh_pixels: bool = False) -> Scores:
     """Average over sequences, each measure over those that define it.
 
@@ -248,7 +279,7 @@ def _score_points(points: Array, truth: Truth, protocol: Protocol) -> Scores:
     points, true_points = similarity.apply(points[chosen]), true_points[chosen]
     rotation = similarity.rotation
     if protocol.icp_distance is not None:
-        refinement = _iterate_closest_points(points, true_points, protocol.icp_distance)
+        refinement = iterate_closest_points(points, true_points, protocol.icp_distance)
         points, rotation = refinement.apply(points), refinement.rotation @ rotation
     own_normals, true_normals = (values[chosen] for values in normals)
     return asdict(point_metrics(points, true_points, own_normals @ rotation.T, true_normals))
@@ -260,32 +291,6 @@ def _middle(image_hw: tuple[int, int], side: int | None) -> tuple[slice, slice, 
         return slice(None), slice(None), slice(None)
     top, left = (max(0, size // 2 - side // 2) for size in image_hw)
     return slice(None), slice(top, top + side), slice(left, left + side)
-
-
-def _iterate_closest_points(points: Array, target: Array, distance: float) -> Similarity:
-    """Refine by rigid motions that bring each point to its nearest one within a distance, till none helps any more.
-
-    Source: Besl and McKay 1992; threshold and end (a gain of 1e-6 in inliers and their error) as Open3D's defaults.
-    """
-    from scipy.spatial import cKDTree  # type: ignore[import-untyped]
-
-    tree, moved = cKDTree(target), points
-    motion, before = Similarity(1.0, np.eye(3), np.zeros(3)), (0.0, np.inf)
-    for _ in range(_MAX_ICP_ROUNDS):
-        away, nearest = tree.query(moved, distance_upper_bound=distance)
-        near = np.isfinite(away)
-        if near.sum() < 3:
-            break
-        now = (float(near.mean()), float(np.sqrt(np.mean(away[near] ** 2))))
-        if abs(now[0] - before[0]) < 1e-6 and abs(now[1] - before[1]) < 1e-6:
-            break
-        try:
-            step = align_similarity(moved[near], target[nearest[near]], with_scale=False)
-        except ValueError:  # what is near lies on one line
-            break
-        moved, before = step.apply(moved), now
-        motion = Similarity(1.0, step.rotation @ motion.rotation, step.rotation @ motion.translation + step.translation)
-    return motion
 
 
 def _score_tracks(tracks: Array, visible: Array, truth: Truth) -> Scores:

@@ -153,10 +153,18 @@ def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence
 def natural_hw(sequence: Sequence, width: int = 224, multiple: int = 14) -> tuple[int, int]:
     """Give the size ``(H, W)`` that keeps a sequence's aspect ratio: W = ``width``, H the nearest ``multiple``.
 
+    The first picture that can be opened counts.
+
     Raises:
-        SequenceError: the first picture cannot be opened.
+        SequenceError: no picture can be opened.
     """
-    height, source_width = image_hw(sequence.frames[0].image)
+    for number, frame in enumerate(sequence.frames, 1):
+        try:
+            height, source_width = image_hw(frame.image)
+            break
+        except SequenceError:
+            if number == len(sequence):
+                raise
     return max(1, round(height / source_width * width / multiple)) * multiple, width
 
 

@@ -17,9 +17,11 @@ LAYERS = [
     {"geometry", "rope", "attention", "layers", "matching", "official", "gltf"},
     {"cache", "encoder", "heads.camera", "heads.dense", "heads.track"},
     {"aggregator", "model"},
-    {"images", "video", "metrics", "synthetic"},
+    {"images", "video", "losses", "metrics", "optimizer", "synthetic"},
     {"checkpoint", "session", "scene", "export"},
-    {"colmap", "layouts", "listings", "sequences"},
+    {"colmap", "data", "layouts", "listings", "sequences"},
+    {"distill", "evaluate", "predict", "protocols", "report", "scoring"},
+    {"train"},
     {"__main__"},
 ]
 # Within a row, the modules that build on others of it.
@@ -32,13 +34,21 @@ PEERS = {
     ("colmap", "listings"),
     ("layouts", "colmap"),
     ("layouts", "listings"),
+    ("data", "sequences"),
     ("sequences", "layouts"),
     ("sequences", "listings"),
+    ("evaluate", "predict"),
+    ("evaluate", "protocols"),
+    ("evaluate", "report"),
+    ("evaluate", "scoring"),
+    ("predict", "scoring"),
+    ("report", "scoring"),
+    ("scoring", "protocols"),
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
 NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "cache", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
-HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "PIL", "tqdm"}
+HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy", "PIL", "tqdm"}
 
 
 def modules():
@@ -113,7 +123,7 @@ import streamvggt
 print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
 """
     seconds, loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    for package in ("av", "trimesh", "huggingface_hub", "gradio"):
+    for package in ("av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy"):
         assert package not in loaded
     assert seconds < 10  # a hang or a download; the time itself is in benchmarks/
 
