@@ -155,22 +155,26 @@ class StreamVGGTConfig:
         return cls(attention=attention)
 
     @classmethod
-    def small(cls) -> StreamVGGTConfig:
-        """The sizes of the bundled model: DINOv2 ViT-S features, six pairs of blocks 384 wide, no tracker."""
+    def small(cls, attention: Literal["causal", "full"] = "causal") -> StreamVGGTConfig:
+        """The sizes of the bundled model: DINOv2 ViT-S/14 features, four pairs of blocks 256 wide, no tracker."""
         return cls(
             image_size=224,
-            embed_dim=384,
-            depth=6,
-            num_heads=6,
-            encoder_depth=6,
+            embed_dim=256,
+            depth=4,
+            num_heads=4,
+            encoder_dim=384,
+            encoder_depth=12,
             encoder_num_heads=6,
             encoder_num_registers=0,
-            camera_depth=2,
-            camera_num_heads=12,
-            dense_features=64,
-            dense_channels=(48, 96, 192, 192),
-            dense_layers=(1, 2, 4, 5),
+            match_layer=6,
+            camera_depth=1,
+            camera_num_heads=8,
+            camera_reads_patches=True,
+            dense_features=48,
+            dense_channels=(32, 64, 128, 128),
+            dense_layers=(0, 1, 2, 3),
             track=None,
+            attention=attention,
         )
 
     @classmethod

@@ -53,7 +53,7 @@ class DinoV2(nn.Module):
         return self.levels(images, [len(self.blocks)])[0]
 
     def levels(self, images: Tensor, after: Sequence[int]) -> list[Tensor]:
-        """Return the normalised patch tokens after each number of blocks in ``after``, ascending; see :meth:`forward`."""
+        """Return normalised patch tokens after each number of blocks in ``after``, ascending; see :meth:`forward`."""
         rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         patches = self.patch_embed(images) + self._patch_positions(rows, columns)
         special = self.cls_token + self.pos_embed[:, :1]

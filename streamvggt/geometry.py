@@ -111,6 +111,12 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Chain rigid transforms ``[..., 3, 4]``: the result applies ``inner`` first."""
+    rotation = (outer[..., :3, None] * inner[..., None, :, :]).sum(-2)
+    return rotation + F.pad(outer[..., 3:], (3, 0))
+
+
 def invert_pose(pose: Array) -> Array:
     """Turn world-to-camera ``[..., 3, 4]`` into camera-to-world ``[..., 3, 4]``, or back: it is its own inverse.
 

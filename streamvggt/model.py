@@ -29,11 +29,11 @@ class Encoded(NamedTuple):
 
     Attributes:
         patches: tokens of the encoder ``[B, S, N, C']``.
-        descriptors: what :class:`~streamvggt.matching.SoftMatch` compares, ``[B, S, N, D]``, where there is one.
+        early: tokens of an earlier layer, likewise, for :class:`~streamvggt.matching.SoftMatch` where there is one.
     """
 
     patches: Tensor
-    descriptors: Tensor | None
+    early: Tensor | None
 
 
 class StreamVGGT(nn.Module):
@@ -173,8 +173,7 @@ class StreamVGGT(nn.Module):
         if self.soft_match is None or not isinstance(self.encoder, DinoV2):
             return Encoded(self.encoder(pixels).unflatten(0, images.shape[:2]), None)
         levels = self.encoder.levels(pixels, sorted({self.config.match_layer or 0, self.config.encoder_depth}))
-        patches, early = (x.unflatten(0, images.shape[:2]) for x in (levels[-1], levels[0]))
-        return Encoded(patches, self.soft_match.describe(early))
+        return Encoded(*(x.unflatten(0, images.shape[:2]) for x in (levels[-1], levels[0])))
 
     def _aggregate(
         self,
@@ -189,8 +188,8 @@ class StreamVGGT(nn.Module):
         patches = encoded.patches
         if self.encoder_proj is not None:
             patches = self.encoder_proj(patches)
-        if self.soft_match is not None and encoded.descriptors is not None:
-            found, matches = self.soft_match(encoded.descriptors, matches, grid_hw)
+        if self.soft_match is not None and encoded.early is not None:
+            found, matches = self.soft_match(self.soft_match.describe(encoded.early), matches, grid_hw)
             patches = patches + found
         layers = {*self.config.dense_layers, self.config.depth - 1}
         tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
@@ -201,7 +200,11 @@ class StreamVGGT(nn.Module):
         self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int], attend: Callable[[int, int], Attend]
     ) -> Predictions:
         """Read cameras and dense maps off the tokens."""
-        poses = self.camera_head(tokens[self.config.depth - 1], attend).float()
+        return self._dense(tokens, image_hw, self.camera_head(tokens[self.config.depth - 1], attend))
+
+    def _dense(self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int], poses: Tensor) -> Predictions:
+        """Read dense maps off the tokens, beside poses of all rounds."""
+        poses = poses.float()
         depth, depth_conf = self.depth_head(tokens, image_hw)
         points, points_conf = self.point_head(tokens, image_hw)
         return Predictions(
@@ -318,6 +321,7 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, CameraHead):
         # Rounds add up: a fresh network sees with one radian, looking ahead, not through a needle's eye.
         with torch.no_grad():
+            module.pose_branch.fc2.weight.mul_(0.05)
             module.pose_branch.fc2.bias[6:] = 1 / module.num_rounds
     for name, parameter in module.named_parameters(recurse=False):
         if name.endswith(("_token", "_tokens", "pos_embed", "virtual_tracks")):

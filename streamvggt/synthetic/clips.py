@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from streamvggt.geometry import invert_pose, project, unproject
+from streamvggt.geometry import compose, invert_pose, project, unproject
 from streamvggt.synthetic.sampling import sample_world
 from streamvggt.synthetic.shading import expose, render
 from streamvggt.synthetic.textures import TextureBank, procedural_bank
-from streamvggt.synthetic.world import SyntheticConfig, compose
+from streamvggt.synthetic.world import SyntheticConfig
 
 _RAYS_AT_ONCE = 4_000_000  # on an accelerator; about 4 GB at the worst
 _OCCLUDED = 0.02  # a point this much (of its depth) behind what is seen there is hidden

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamvggt.geometry import invert_pose
+from streamvggt.geometry import compose, invert_pose
 from streamvggt.synthetic.furniture import (
     NUM_CLUTTER,
     NUM_SOLIDS,
@@ -23,7 +23,7 @@ from streamvggt.synthetic.furniture import (
     sample_space,
     stand_together,
 )
-from streamvggt.synthetic.world import SyntheticConfig, World, compose
+from streamvggt.synthetic.world import SyntheticConfig, World
 
 _CLEARANCE = 0.12  # nothing stands closer to the camera, metres
 _SUN_DISTANCE = 60.0

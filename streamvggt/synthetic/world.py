@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from streamvggt.synthetic.raycast import Solids
@@ -114,9 +113,3 @@ class World:
     def solids(self) -> Solids:
         """The solids without the room; for flattened worlds."""
         return Solids(self.poses[:, :-1], self.half_sizes[:, :-1], self.roundness[:, :-1], self.active[:, :-1])
-
-
-def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """Chain rigid transforms ``[..., 3, 4]``: the result applies ``inner`` first."""
-    rotation = (outer[..., :3, None] * inner[..., None, :, :]).sum(-2)
-    return rotation + F.pad(outer[..., 3:], (3, 0))

@@ -1,0 +1,90 @@
+"""Muon (Jordan et al. 2024) for the matrices of transformer blocks, AdamW for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Step along the orthogonalised momentum of matrices, so that all directions of a matrix learn equally fast.
+
+    In float32, matrices of one shape together: ``torch.optim.Muon`` orthogonalises in bfloat16, one after the other,
+    which is slow on CPUs. A fused ``[3 C, C]`` of queries, keys and values counts as three matrices. Updates have the
+    size of AdamW's (root mean square 0.2; Liu et al. 2025, section 2.2).
+
+    Args:
+        params: matrices.
+        lr: learning rate.
+        momentum: of the Nesterov kind.
+        weight_decay: decoupled, as a share of the learning rate.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 2e-3, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step; there is no closure."""
+        for group in self.param_groups:
+            alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state: dict[str, Any] = self.state[parameter]
+                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                momentum.mul_(group["momentum"]).add_(parameter.grad)
+                rows, columns = parameter.shape
+                update = parameter.grad + group["momentum"] * momentum
+                parts = update.view(-1, columns, columns) if rows == 3 * columns else update[None]
+                alike.setdefault((parts.shape[1], parts.shape[2]), []).append((parameter, parts))
+            for shape, members in alike.items():
+                size = 0.2 * max(shape) ** 0.5
+                steps = orthogonalise(torch.cat([parts for _, parts in members])).split([len(p) for _, p in members])
+                for (parameter, _), change in zip(members, steps, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(change.reshape(parameter.shape), alpha=-group["lr"] * size)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Push the singular values of ``[N, rows, columns]`` towards 1 (Newton-Schulz); they end between 0.7 and 1.2."""
+    a, b, c = _NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.transpose(-1, -2) if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(_ROUNDS):
+        square = x @ x.transpose(-1, -2)
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.transpose(-1, -2) if tall else x
+
+
+def build_optimizers(
+    model: nn.Module, *, lr: float, muon_lr: float, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """Share the trainable parameters out: with ``muon_lr`` the matrices of blocks go to Muon, the rest to AdamW.
+
+    Biases, norms and tokens are not decayed.
+    """
+    matrices, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if muon_lr and parameter.ndim == 2 and "blocks." in name:
+            matrices.append(parameter)
+        elif parameter.ndim >= 2 and not name.endswith(("_token", "_tokens", "initial_pose")):
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
+    return optimizers
