@@ -15,6 +15,8 @@ from .synthetic import SyntheticConfig, TextureBank, render_clips
 
 _LEAST_VALID = 0.3  # of the pixels of every frame of a clip
 _NEAREST = 0.05  # of the mean distance of what frame 0 sees; a camera inside of things is no clip
+_MOST_TRIES = 100  # scenes in a row that are no clip, before a configuration is given up
+_COLOURS = 0x5BD1E995  # turns a clip's seed into that of its colours: the same numbers must not decide both
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ class ClipBatch:
         """
         distance = self.world_points[:, 0].square().sum(-1).sqrt()
         known = self.valid[:, 0]
-        mean = (distance * known).sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
+        mean = torch.where(known, distance, 0.0).sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
         scale = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None, None]
         extrinsics = torch.cat([self.extrinsics[..., :3], self.extrinsics[..., 3:] / scale], dim=-1)
         return replace(self, depth=self.depth / scale, extrinsics=extrinsics)
@@ -116,16 +118,21 @@ class SyntheticSource:
     def clips(
         self, seeds: Sequence[int], num_frames: int, stride: tuple[int, int], image_hw: tuple[int, int]
     ) -> ClipBatch:
-        """See :class:`ClipSource`. Scenes that show little are replaced by those of the next higher seeds."""
+        """See :class:`ClipSource`. Scenes that show little are replaced by those of the next higher seeds.
+
+        Raises:
+            ValueError: so do a hundred scenes in a row.
+        """
         frames = max(self.scene_frames, 1 + stride[0] * (num_frames - 1))
         config = replace(self.config, num_frames=frames, image_hw=image_hw)
         scenes, good = self._render(seeds, config)
         for i in (~good).nonzero().flatten().tolist():
-            other = seeds[i]
-            while not good[i]:
-                other += 1
+            for other in range(seeds[i] + 1, seeds[i] + _MOST_TRIES):
                 scene, good_now = self._render([other], config)
-                good[i] = good_now[0]
+                if good_now[0]:
+                    break
+            else:
+                raise ValueError(f"{_MOST_TRIES} scenes from seed {seeds[i]} on show next to nothing with {config}")
             for name, tensor in vars(scenes).items():
                 tensor[i] = getattr(scene, name)[0]
         order = []
@@ -197,15 +204,17 @@ class Augmentation:
         chance = torch.rand(2, generator=rng)
         x = images.clamp(1e-3, 1) ** (self.contrast * change[0]).exp()
         gray = x.mean(1, keepdim=True)
-        x = gray if chance[0] < self.gray else gray + (x - gray) * (self.contrast * change[1]).exp()
+        x = gray + (x - gray) * (self.contrast * change[1]).exp()
         mean = x.mean()
         x = mean + (x - mean) * (self.contrast * change[2]).exp()
         drift = change[3] * torch.linspace(-0.25, 0.25, len(x), device=x.device).view(-1, 1, 1, 1)
         x = x * (self.exposure * (change[4] + drift) + self.tint * change[5:8].view(3, 1, 1)).exp()
         if chance[1] < self.blur:
             x = _blurred(x)
-        noise = torch.randn(x.shape, generator=rng).to(x.device)
-        return (x + self.noise * change[8].abs() * noise).clamp(0, 1)
+        x = x + self.noise * change[8].abs() * torch.randn(x.shape, generator=rng).to(x.device)
+        if chance[0] < self.gray:  # last, as tint and noise have colour too
+            x = x.mean(1, keepdim=True).expand_as(x)
+        return x.clamp(0, 1)
 
 
 def _blurred(images: Tensor) -> Tensor:
@@ -246,7 +255,8 @@ class ClipStream:
         seed: decides everything.
         augment: how colours change; None for not at all.
         rank: which share of the clips of a step this is, of
-        world: how many; all shares together are what one process would get.
+        world: how many, all of one size. All shares together are what one process would get, where its clips can be
+            shared out evenly; else there are a few more or fewer of them.
         patch_size: side of a patch, pixels.
     """
 
@@ -264,10 +274,16 @@ class ClipStream:
         return self.num_steps
 
     def __getitem__(self, step: int) -> ClipBatch:
-        """Clips of a step, their lengths divided by the mean distance in frame 0."""
+        """Clips of a step, their lengths divided by the mean distance in frame 0.
+
+        Raises:
+            IndexError: the run has no such step.
+        """
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"steps are 0..{self.num_steps - 1}, got {step}")
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         stage = next(s for s in self.stages if step < s.until * self.num_steps or s is self.stages[-1])
-        source = self.sources[int(torch.multinomial(torch.tensor(self.weights), 1, generator=rng))]
+        source = self.sources[int(torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), 1, generator=rng))]
         length = stage.clip_lengths[int(torch.randint(len(stage.clip_lengths), (), generator=rng))]
         hw = stage.image_hws[int(torch.randint(len(stage.image_hws), (), generator=rng))]
         each = source.clips_per_seed(length)
@@ -278,5 +294,6 @@ class ClipStream:
         clips = source.clips(seeds, length, stage.stride, hw).normalized()
         if self.augment is None:
             return clips
-        colours = [self.augment(clip, seeds[i // each] * each + i % each) for i, clip in enumerate(clips.images)]
+        of_clip = [(seed * each + i) ^ _COLOURS for seed in seeds for i in range(each)]
+        colours = [self.augment(clip, seed) for clip, seed in zip(clips.images, of_clip, strict=True)]
         return replace(clips, images=torch.stack(colours))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from .attention import Attend, causal_attention, full_attention
@@ -21,7 +20,7 @@ from .losses import (
     patch_matches,
     point_loss,
 )
-from .model import Encoded, StreamVGGT
+from .model import Encoded, StreamVGGT, full_precision
 from .types import Predictions
 
 
@@ -72,22 +71,22 @@ class Pupil(nn.Module):
         encoded = encoded or network._encode(images)
         tokens, _ = network._aggregate(encoded, image_hw, [recorder, *[attend] * (config.depth - 1)])
         last = tokens[config.depth - 1]
-        rounds = network.camera_head(last, lambda _round, _block: attend)
-        dense = {layer: tokens[layer][:, dense_frames] for layer in config.dense_layers}
-        predictions = network._dense(dense, image_hw, rounds)
         patches = last[:, :, config.special_tokens :]
         described = None
         if network.soft_match is not None and encoded.early is not None:
             described = network.soft_match.describe(encoded.early)
-        return Seen(
-            predictions=predictions,
-            tokens=tokens,
-            descriptors=described,
-            queries=recorder.queries,
-            keys=recorder.keys,
-            displacement=self.displacement(patches),
-            patch_depth=self.patch_depth(patches)[..., 0],
-        )
+        with full_precision(images.device.type):
+            rounds = network.camera_head(last, lambda _round, _block: attend)
+            dense = {layer: tokens[layer][:, dense_frames] for layer in config.dense_layers}
+            return Seen(
+                predictions=network._dense(dense, image_hw, rounds),
+                tokens=tokens,
+                descriptors=described,
+                queries=recorder.queries,
+                keys=recorder.keys,
+                displacement=self.displacement(patches),
+                patch_depth=self.patch_depth(patches)[..., 0],
+            )
 
 
 class _Recorder:
@@ -153,11 +152,5 @@ def teacher_losses(seen: Seen, teacher: Seen, valid: Tensor, config: LossConfig)
         points, conf = said.world_points, said.world_points_conf
         losses["points"] = point_loss(points, conf, told.world_points.detach(), valid, config)
     if config.feature:
-        losses["feature"] = feature_loss(seen.tokens, teacher.tokens)
+        losses["feature"] = feature_loss(seen.tokens, {i: x.detach() for i, x in teacher.tokens.items()})
     return losses
-
-
-def weighted_sum(losses: dict[str, Tensor], config: LossConfig) -> Tensor:
-    """Add losses up, each by its weight."""
-    total: Tensor = torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum()
-    return total

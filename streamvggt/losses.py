@@ -75,7 +75,10 @@ class LossConfig:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over each clip of ``[B, ...]`` where ``mask``, then over clips; a clip without any counts 0."""
+    """Mean over each clip of ``[B, ...]`` where ``mask``, then over clips; a clip without any counts 0.
+
+    What is masked must be finite before it is computed with, or its gradient is zero times infinity.
+    """
     weights = mask.to(values.dtype)
     kept = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
     return (kept.flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
@@ -93,7 +96,7 @@ def camera_loss(rounds: Tensor, target: Tensor, config: LossConfig) -> Tensor:
 
 def depth_loss(depth: Tensor, conf: Tensor, target: Tensor, valid: Tensor, config: LossConfig) -> Tensor:
     """Compare depth maps ``[B, S, H, W]`` where valid, by the network's own confidence; plus their differences."""
-    target = torch.where(valid, target, torch.ones_like(target))
+    depth, target = (torch.where(valid, x, 1.0) for x in (depth, target))
     if config.depth_space == "log":
         depth, target = depth.clamp_min(1e-4).log(), target.clamp_min(1e-4).log()
     if config.align:
@@ -105,6 +108,7 @@ def depth_loss(depth: Tensor, conf: Tensor, target: Tensor, valid: Tensor, confi
 
 def gradient_loss(values: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Compare differences over 1, 2 and 4 pixels of maps ``[B, S, H, W]``, where both ends are valid."""
+    values, target = (torch.where(valid, x, 0.0) for x in (values, target))
     losses = []
     for step in (1, 2, 4):
         for dim in (-1, -2):
@@ -117,8 +121,9 @@ def gradient_loss(values: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 def point_loss(points: Tensor, conf: Tensor, target: Tensor, valid: Tensor, config: LossConfig) -> Tensor:
     """Compare point maps ``[B, S, H, W, 3]`` by confidence, as a share of the distance; plus the surface normals."""
+    points, target = (torch.where(valid[..., None], x, 0.0) for x in (points, target))
     if config.align:
-        dot, square = ((x * valid[..., None]).flatten(1).sum(1) for x in (points * target, points * points))
+        dot, square = (x.flatten(1).sum(1) for x in (points * target, points * points))
         points = points * (dot / square.clamp_min(1e-8)).detach()[:, None, None, None, None]
     error = _length(points - target) / (0.2 + _length(target))
     loss = _confident(error, conf, valid, config.confidence)
@@ -183,6 +188,7 @@ def patch_matches(
         tolerance: of the depth.
     """
     s, height, width = depth.shape[1:]
+    depth = torch.where(valid, depth, 0.0)
     rows, columns = height // patch, width // patch
     y, x = torch.meshgrid(
         *(torch.arange(n, device=depth.device) * patch + patch // 2 for n in (rows, columns)), indexing="ij"
@@ -233,12 +239,13 @@ def displacement_loss(predicted: Tensor, matches: Matches, width: int) -> Tensor
     """Compare how far patches moved since frame 0, ``[B, S, N, 2]`` in half widths of the image, with the truth."""
     moved = (matches.xy[:, :, 0] - matches.centres) * (2 / width)
     seen = matches.visible[:, :, 0]
-    return masked_mean(_length(predicted - torch.where(seen[..., None], moved, 0.0)), seen)
+    return masked_mean(_length(torch.where(seen[..., None], predicted - moved, 0.0)), seen)
 
 
 def patch_depth_loss(predicted: Tensor, matches: Matches) -> Tensor:
     """Compare the logarithm of the depth of patches ``[B, S, N]`` with the truth."""
-    return masked_mean((predicted - matches.depth.clamp_min(1e-4).log()).abs(), matches.valid)
+    error = torch.where(matches.valid, predicted - matches.depth.clamp_min(1e-4).log(), 0.0)
+    return masked_mean(error.abs(), matches.valid)
 
 
 def _matching_entropy(scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -248,6 +255,7 @@ def _matching_entropy(scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def _confident(error: Tensor, conf: Tensor, valid: Tensor, worth: float) -> Tensor:
     """Weight errors by confidence, which is worth its logarithm (Kendall & Gal 2017; VGGT, section 3.4)."""
+    conf = torch.where(valid, conf, 1.0)
     return masked_mean(error * conf - worth * conf.log(), valid)
 
 

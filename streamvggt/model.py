@@ -117,7 +117,7 @@ class StreamVGGT(nn.Module):
         if state is None:
             attend = causal_attention if self.config.attention == "causal" else full_attention
             tokens = self._tokens(images, [attend] * self.config.depth)
-            with _full_precision(images.device.type):
+            with full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), lambda _round, _block: attend)
                 if query_points is not None and self.track_head is not None:
                     frames = self.track_head.features(tokens, (height, width))
@@ -131,7 +131,7 @@ class StreamVGGT(nn.Module):
             tokens, matches = self._aggregate(
                 encoded, (height, width), state.block_attends, state.num_frames, state.matches
             )
-            with _full_precision(images.device.type):
+            with full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             state.slots.commit()
@@ -189,7 +189,9 @@ class StreamVGGT(nn.Module):
         if self.encoder_proj is not None:
             patches = self.encoder_proj(patches)
         if self.soft_match is not None and encoded.early is not None:
-            found, matches = self.soft_match(self.soft_match.describe(encoded.early), matches, grid_hw)
+            descriptors = self.soft_match.describe(encoded.early)
+            with full_precision(patches.device.type):
+                found, matches = self.soft_match(descriptors, matches, grid_hw)
             patches = patches + found
         layers = {*self.config.dense_layers, self.config.depth - 1}
         tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
@@ -297,8 +299,8 @@ def _check_continues(state: StreamState, shape: tuple[int, int, int], num_frames
         )
 
 
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Switch autocast off: the heads regress numbers that half precision would round."""
+def full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Switch autocast off: heads regress, and matches average, numbers that half precision would round."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

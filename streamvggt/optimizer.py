@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
+_NOT_DECAYED = ("_token", "_tokens", "pos_embed", "virtual_tracks", "initial_pose")
 
 
 class Muon(torch.optim.Optimizer):
@@ -40,11 +41,13 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 state: dict[str, Any] = self.state[parameter]
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
                 momentum.mul_(group["momentum"]).add_(parameter.grad)
                 rows, columns = parameter.shape
                 update = parameter.grad + group["momentum"] * momentum
-                parts = update.view(-1, columns, columns) if rows == 3 * columns else update[None]
+                parts = update.reshape(-1, columns, columns) if rows == 3 * columns else update[None]
                 alike.setdefault((parts.shape[1], parts.shape[2]), []).append((parameter, parts))
             for shape, members in alike.items():
                 size = 0.2 * max(shape) ** 0.5
@@ -55,7 +58,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Push the singular values of ``[N, rows, columns]`` towards 1 (Newton-Schulz); they end between 0.7 and 1.2."""
+    """Push the singular values of ``[N, rows, columns]`` towards 1 (Newton-Schulz); they end between 0.7 and 1.2.
+
+    Those below 0.002 of the matrix's Frobenius norm get only part of the way.
+    """
     a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.transpose(-1, -2) if tall else matrices
@@ -71,7 +77,7 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Share the trainable parameters out: with ``muon_lr`` the matrices of blocks go to Muon, the rest to AdamW.
 
-    Biases, norms and tokens are not decayed.
+    Biases, norms, tokens and positions are not decayed.
     """
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
@@ -79,7 +85,7 @@ def build_optimizers(
             continue
         if muon_lr and parameter.ndim == 2 and "blocks." in name:
             matrices.append(parameter)
-        elif parameter.ndim >= 2 and not name.endswith(("_token", "_tokens", "initial_pose")):
+        elif parameter.ndim >= 2 and not name.endswith(_NOT_DECAYED):
             decayed.append(parameter)
         else:
             plain.append(parameter)
