@@ -22,6 +22,7 @@ from torch import Tensor
 from .config import StreamVGGTConfig
 from .model import StreamVGGT
 from .official import from_official, to_official
+from .storage import pack_int8, unpack_int8
 
 __all__ = [
     "CheckpointError",
@@ -142,18 +143,20 @@ def load_model(
     return model.eval()
 
 
-def save_model(model: StreamVGGT, path: str | Path) -> None:
+def save_model(model: StreamVGGT, path: str | Path, *, storage: Literal["native", "int8"] = "native") -> None:
     """Write a network and its configuration to one file, for :func:`load_model`.
 
     The file appears when it is complete; if anything fails, what was there before stays.
 
     Args:
-        model: its weights are written as they are, in their precision.
+        model: what to write.
         path: a file that ends in ``.safetensors``, or a folder, where it is ``model.safetensors``. Missing folders
             above the file are made.
+        storage: "native" writes the weights in their precision; "int8" the layers' in 8 bits a number
+            (:func:`streamvggt.storage.pack_int8`), which :func:`load_model` turns back into floating point.
 
     Raises:
-        ValueError: the path has another ending.
+        ValueError: the path has another ending, or another ``storage``.
         OSError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
@@ -161,8 +164,12 @@ def save_model(model: StreamVGGT, path: str | Path) -> None:
         path = path / MODEL_FILE
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors or be a folder, got {path}")
+    if storage not in ("native", "int8"):
+        raise ValueError(f'storage must be "native" or "int8", got {storage!r}')
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if storage == "int8":
+        tensors = pack_int8(tensors)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -387,7 +394,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], StreamVGGTConfig | None]:
                 "it is a Git LFS pointer, run `git lfs pull`" if start.startswith(b"version https:") else "get it again"
             )
             raise CheckpointError(f"{path} is no checkpoint: it {came}, needed is .safetensors, .pt or .pth; {hint}")
-        tensors = _tensors(content, path)
+        tensors = unpack_int8(_tensors(content, path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects beside tensors, which could run code when loaded, or is damaged; where it "

@@ -22,6 +22,7 @@ from streamvggt import checkpoint
 from streamvggt.checkpoint import CheckpointError, from_official, load_model, save_model, to_official
 from streamvggt.config import StreamVGGTConfig
 from streamvggt.model import StreamVGGT
+from streamvggt.storage import pack_int8, unpack_int8
 
 CONV = GOLDEN / "conv-batch" / "weights.safetensors"
 
@@ -125,6 +126,32 @@ def test_saving_and_loading_is_bitwise_and_keeps_the_configuration(tmp_path):
     assert not loaded.training
     with safe_open(tmp_path / "net.safetensors", "pt") as file:
         assert file.metadata() == {"format": "streamvggt", "config": config.to_json()}
+
+
+def test_eight_bits_a_weight_take_a_quarter_and_round_by_half_a_step_at_most(tmp_path, tiny):
+    save_model(tiny, tmp_path / "whole.safetensors")
+    save_model(tiny, tmp_path / "small.safetensors", storage="int8")
+    loaded = load_model(tmp_path / "small.safetensors").state_dict()
+    packed = 0
+    for name, weight in tiny.state_dict().items():
+        if name.endswith("weight") and weight.ndim > 1 and weight.numel() >= 1024:
+            packed += weight.numel()
+            step = weight.flatten(1).abs().amax(1) / 127
+            error = (loaded[name] - weight).flatten(1).abs().amax(1)
+            assert (error <= 0.5001 * step).all() and error.max() > 0, name
+        else:
+            assert torch.equal(loaded[name], weight), name
+    saved = (tmp_path / "whole.safetensors").stat().st_size - (tmp_path / "small.safetensors").stat().st_size
+    assert packed > 0.8 * sum(p.numel() for p in tiny.parameters())
+    assert saved > 2.8 * packed  # 3 bytes each, less the scales and their names
+
+
+def test_a_row_of_zeros_and_a_row_of_extremes_survive_eight_bits():
+    weight = torch.zeros(64, 32)
+    weight[1], weight[2, 5] = 3.0, -1e-3
+    back = unpack_int8(pack_int8({"layer.weight": weight}))
+    assert list(back) == ["layer.weight"]
+    torch.testing.assert_close(back["layer.weight"], weight, rtol=1e-6, atol=0)
 
 
 def test_half_precision_reaches_encoder_and_aggregator_and_survives_saving(tmp_path, tiny):
