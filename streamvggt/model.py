@@ -320,6 +320,9 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+    if isinstance(module, SoftMatch):
+        # What it says must be as loud as the content of the patches, or training learns to overhear it.
+        nn.init.trunc_normal_(module.embed.weight, std=0.5)
     if isinstance(module, CameraHead):
         # Rounds add up: a fresh network sees with one radian, looking ahead, not through a needle's eye.
         with torch.no_grad():
