@@ -377,9 +377,11 @@ def test_what_is_hidden_or_has_moved_does_not_match(clip):
     hidden[:, 0] *= 0.5
     assert not matches_of(clip, depth=hidden).visible[:, 1:, 0].any()
     # Everything in frame 0 is gone, and the patches of the others look into the open.
-    assert not matches_of(clip, depth=torch.where(torch.arange(3)[:, None, None] == 0, 9e9, clip.depth)).visible[
-        :, 1:, 0
-    ].any()
+    assert (
+        not matches_of(clip, depth=torch.where(torch.arange(3)[:, None, None] == 0, 9e9, clip.depth))
+        .visible[:, 1:, 0]
+        .any()
+    )
     # A thing that moved by more than the tolerance along the line of sight of frame 0.
     moved = clip.world_points.clone()
     moved[:, 1] *= 1.1
