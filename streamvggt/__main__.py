@@ -1,9 +1,10 @@
-"""Command line: ``python -m streamvggt`` and a verb: ``reconstruct``, ``evaluate`` or ``info``."""
+"""Command line: ``python -m streamvggt`` and a verb: ``reconstruct``, ``evaluate``, ``train`` or ``info``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from .cache import AnchorWindow, CachePolicy, KeepAll
 from .checkpoint import CheckpointError, load_model
 from .config import StreamVGGTConfig
+from .data import ClipSource, SyntheticSource
 from .evaluate import evaluate_clips, evaluate_sequences
 from .export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
 from .model import StreamVGGT
@@ -24,8 +26,11 @@ from .report import json_text, markdown
 from .scene import PointFilter, Scene
 from .sequences import find_sequences
 from .session import StreamSession
-from .synthetic import SyntheticConfig, render_clips
+from .sources import SequenceSource, load_photos
+from .synthetic import SyntheticConfig, TextureBank, render_clips
+from .train import RECIPES, Run, TrainConfig, TrainingError, memorise, recipe
 from .types import ByteArray, Frame, FramePrediction
+from .validation import Validation
 from .video import VideoError, describe_video, read_frames
 
 FORMATS = ("glb", "ply", "colmap", "tum", "npz")
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("streamvggt: interrupted", file=sys.stderr)
         return 130
-    except (VideoError, CheckpointError, ValueError, OSError, ImportError) as error:
+    except (VideoError, CheckpointError, TrainingError, ValueError, OSError, ImportError) as error:
         print(f"streamvggt: {error}", file=sys.stderr)
         return 1
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -101,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     _add_evaluate(commands)
+    _add_train(commands)
     command = commands.add_parser("info", help="print the sizes of a model and what a cached frame costs")
     command.set_defaults(run=_info)
     command.add_argument(
@@ -271,6 +277,121 @@ def _evaluate_synthetic(options: argparse.Namespace, model: StreamVGGT | None, h
     )
 
 
+# --- train
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a teacher, or distil a causal student from one; again to go on",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=_train)
+    command.add_argument("--config", choices=RECIPES, required=True, help="the recipe")
+    command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder of the run")
+    command.add_argument("--init", metavar="W", help="weights to begin with, as for reconstruct; else the recipe's")
+    command.add_argument("--encoder", metavar="FILE", help="DINOv2 ViT-S/14 for a fresh small-teacher, safetensors")
+    command.add_argument("--teacher", metavar="W", help="weights to learn from, as for reconstruct; else the recipe's")
+    command.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        type=_weighed,
+        default=[],
+        metavar="FOLDER[:WEIGHT]",
+        help="posed sequences with depth",
+    )
+    command.add_argument("--synthetic-weight", type=_weight, default=1.0, metavar="W", help="of made-up scenes")
+    command.add_argument("--textures", type=Path, metavar="FOLDER", help="photographs for made-up scenes to wear")
+    command.add_argument(
+        "--validate",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="real sequences, beside made-up scenes",
+    )
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        type=_setting,
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the recipe: num_steps=500",
+    )
+    command.add_argument("--device", default=_default_device(), help="cpu, cuda or mps")
+    command.add_argument("--skip-check", action="store_true", help="do not learn one batch by heart first")
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train, or go on where the folder's checkpoint is."""
+    rank, num_processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    package = logging.getLogger("streamvggt")
+    package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Once())
+    device = _device(options.device).type
+    config = recipe(
+        options.config,
+        init=options.init,
+        encoder=options.encoder,
+        teacher=options.teacher,
+        num_processes=num_processes,
+    ).with_settings(dict(options.set))
+    sources = _sources(options, config, device)
+    data = {
+        "data": [[str(folder), weight] for folder, weight in options.data],
+        "synthetic_weight": options.synthetic_weight,
+        "textures": None if options.textures is None else str(options.textures),
+        "validate": [str(folder) for folder in options.validate],
+    }
+    if not (options.skip_check or (options.output / "checkpoint.pt").exists()):
+        memorise(config, sources=sources, device=device)
+    validate = None
+    if rank == 0:
+        side, patch = config.network.image_size, 14
+        validate = Validation.of_folders(round(side * 3 / 4 / patch) * patch, options.validate)
+    run = Run(config, options.output, sources=sources, validate=validate, data=data, device=device)
+    run.train()
+    if rank == 0:
+        print(options.output / "model.safetensors")
+    return 0
+
+
+def _sources(options: argparse.Namespace, config: TrainConfig, device: str) -> list[tuple[ClipSource, float]]:
+    """Open what clips are cut out of. Scenes are rendered where the workers are: without any, on the device."""
+    sources: list[tuple[ClipSource, float]] = [
+        (SequenceSource(find_sequences(folder)), weight) for folder, weight in options.data
+    ]
+    if options.textures is not None and not options.synthetic_weight:
+        raise ValueError("--textures are for made-up scenes, which --synthetic-weight 0 leaves out")
+    if options.synthetic_weight:
+        where = "cpu" if config.workers else device
+        bank = None if options.textures is None else TextureBank(load_photos(options.textures), where)
+        scenes = SyntheticSource(config.scene_frames, textures=bank, device=where)
+        sources.append((scenes, options.synthetic_weight))
+    if not sources:
+        raise ValueError("nothing to learn from: give --data FOLDER, or a --synthetic-weight above 0")
+    return sources
+
+
+class _Once(logging.Filter):
+    """Let a warning through once; licences are told whenever weights are loaded, and a run loads them several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the record is new, or no warning."""
+        message = record.getMessage()
+        known = record.levelno == logging.WARNING and message in self._seen
+        self._seen.add(message)
+        return not known
+
+
 # --- info
 
 
@@ -315,6 +436,33 @@ def _count_of(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"needs a number of at least 1, got {text}")
     return value
+
+
+def _weight(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"needs a weight of at least 0, got {text}")
+    return value
+
+
+def _weighed(text: str) -> tuple[Path, float]:
+    folder, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not (folder and 0 < value < float("inf")):
+        raise argparse.ArgumentTypeError(f"needs a folder, or FOLDER:WEIGHT with a weight above 0, got {text!r}")
+    return Path(folder), value
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip() and value.strip()):
+        raise argparse.ArgumentTypeError(f"needs NAME=VALUE, such as num_steps=500, got {text!r}")
+    return name.strip(), value.strip()
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ LAYERS = [
     {"images", "video", "losses", "metrics", "optimizer", "synthetic"},
     {"checkpoint", "session", "scene", "export"},
     {"colmap", "data", "layouts", "listings", "sequences", "sources"},
-    {"distill", "evaluate", "predict", "protocols", "report", "scoring"},
+    {"distill", "evaluate", "predict", "protocols", "recipes", "report", "scoring"},
+    {"journal", "learner", "validation"},
     {"train"},
     {"__main__"},
 ]
