@@ -171,7 +171,7 @@ def test_a_source_of_which_nothing_can_be_read_says_so_in_the_end(sequence):
 def test_sequences_without_poses_and_none_at_all_are_refused(sequence):
     with pytest.raises(ValueError, match="at least one sequence"):
         SequenceSource([])
-    with pytest.raises(ValueError, match="zoom must be at least 1, got 0.9"):
+    with pytest.raises(ValueError, match=r"zoom must be at least 1, got 0\.9"):
         SequenceSource([sequence], zoom=0.9)
     sequence.has_poses = False
     with pytest.raises(ValueError, match="walk"):
