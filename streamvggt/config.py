@@ -168,6 +168,7 @@ class StreamVGGTConfig:
             encoder_num_registers=0,
             match_layer=6,
             camera_depth=1,
+            camera_iterations=1,
             camera_num_heads=8,
             camera_reads_patches=True,
             dense_features=48,

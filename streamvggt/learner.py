@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ class Lesson(nn.Module):
             told: the teacher's view of them, or None.
         """
         config = self._config
-        with torch.autocast(clips.images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with _precision(config, clips.images.device):
             seen = self.pupil(clips.images, frames, encoded)
         parts = {name: (config.truth, x) for name, x in truth_losses(seen, clips, frames, config.loss).items()}
         if told is not None:
@@ -159,7 +159,12 @@ class Learner:
         else:
             self._lesson = self.accelerator.prepare_model(lesson)
         self.optimizers = build_optimizers(
-            self.pupil, lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, betas=config.betas
+            self.pupil,
+            lr=config.lr,
+            muon_lr=config.muon_lr,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            pose_lr=config.pose_lr,
         )
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._teacher: Pupil | None = None
@@ -201,7 +206,7 @@ class Learner:
         count = max(1, round(config.dense_share * num_frames))
         frames = torch.randperm(num_frames, generator=rng)[:count].sort().values.to(clips.images.device)
         told = None
-        with torch.no_grad(), torch.autocast(clips.images.device.type, torch.bfloat16, config.precision == "bf16"):
+        with torch.no_grad(), _precision(config, clips.images.device):
             # Sharded weights are whole inside of the lesson only.
             if encoded is None and self.encoder_is_frozen and not self.sharded:
                 encoded = self.network._encode(clips.images)
@@ -310,6 +315,11 @@ class Learner:
     def _trained(self) -> list[tuple[str, Tensor]]:
         """Names and values of the parameters in training, the read-outs' among them."""
         return [(name, parameter) for name, parameter in self.pupil.named_parameters() if parameter.requires_grad]
+
+
+def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the run's precision."""
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
 
 
 def _shard(lesson: Lesson, config: TrainConfig) -> None:

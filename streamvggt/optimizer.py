@@ -73,23 +73,38 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, *, lr: float, muon_lr: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    *,
+    lr: float,
+    muon_lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    pose_lr: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
     """Share the trainable parameters out: with ``muon_lr`` the matrices of blocks go to Muon, the rest to AdamW.
 
-    Biases, norms, tokens and positions are not decayed.
+    Biases, norms, tokens and positions are not decayed. The camera head's last layer learns at ``pose_lr`` of the rate
+    and is not decayed: AdamW moves all of its inputs at once, and at the full rate a step turns a fresh camera by more
+    than there is to learn, so that it stays a constant.
     """
-    matrices, decayed, plain = [], [], []
+    matrices, decayed, plain, pose = [], [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if muon_lr and parameter.ndim == 2 and "blocks." in name:
+        if "camera_head.pose_branch.fc2." in name and pose_lr != 1:
+            pose.append(parameter)
+        elif muon_lr and parameter.ndim == 2 and "blocks." in name:
             matrices.append(parameter)
         elif parameter.ndim >= 2 and not name.endswith(_NOT_DECAYED):
             decayed.append(parameter)
         else:
             plain.append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if pose:
+        groups.append({"params": pose, "weight_decay": 0.0, "lr": pose_lr * lr})
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
     if matrices:
         optimizers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))

@@ -31,6 +31,8 @@ class TrainConfig:
         num_steps: of the optimiser.
         lr: AdamW's learning rate, reached after ``warmup_steps``, from where it falls along a cosine to ``final_lr``.
         muon_lr: Muon's, for the matrices of blocks; 0 to give those to AdamW.
+        pose_lr: share of ``lr`` for the last layer of the camera head, see
+            :func:`streamvggt.optimizer.build_optimizers`.
         final_lr: share of the learning rates at the end.
         warmup_steps: steps of linear rise.
         weight_decay: decoupled.
@@ -62,6 +64,7 @@ class TrainConfig:
     num_steps: int = 3000
     lr: float = 6e-4
     muon_lr: float = 1.5e-3
+    pose_lr: float = 0.25
     final_lr: float = 0.02
     warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -93,7 +96,7 @@ class TrainConfig:
         for name in ("truth", "muon_lr", "final_lr", "warmup_steps", "weight_decay", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "pose_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
@@ -188,6 +191,7 @@ class TrainConfig:
             num_steps=_EPOCHS * steps_per_epoch,
             lr=1e-5,
             muon_lr=0.0,
+            pose_lr=1.0,
             final_lr=0.01,
             warmup_steps=steps_per_epoch // 2,
             weight_decay=0.05,

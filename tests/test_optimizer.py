@@ -159,3 +159,14 @@ def test_saved_optimizers_go_on_bitwise():
     steps(other, again, range(3, 6))
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_last_layer_of_the_camera_head_learns_more_slowly_and_only_where_asked():
+    pupil = Pupil(StreamVGGT(StreamVGGTConfig.tiny()))
+    last = pupil.network.camera_head.pose_branch.fc2
+    sizes = {"lr": 1e-3, "muon_lr": 0.0, "weight_decay": 0.1, "betas": (0.9, 0.98)}
+    slow = build_optimizers(pupil, pose_lr=0.25, **sizes)[0].param_groups
+    assert [group["lr"] for group in slow] == [1e-3, 1e-3, 2.5e-4]
+    assert {id(p) for p in slow[2]["params"]} == {id(last.weight), id(last.bias)} and slow[2]["weight_decay"] == 0
+    assert sum(len(g["params"]) for g in slow) == len(list(pupil.parameters()))
+    assert len(build_optimizers(pupil, **sizes)[0].param_groups) == 2
