@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -328,10 +329,12 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _train(options: argparse.Namespace) -> int:
     """Train, or go on where the folder's checkpoint is."""
     rank, num_processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    package = logging.getLogger("streamvggt")
-    package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Once())
+    with _talking(rank == 0):
+        return _train_as(rank, num_processes, options)
+
+
+def _train_as(rank: int, num_processes: int, options: argparse.Namespace) -> int:
+    """Train as one of so many processes."""
     device = _device(options.device).type
     config = recipe(
         options.config,
@@ -377,19 +380,24 @@ def _sources(options: argparse.Namespace, config: TrainConfig, device: str) -> l
     return sources
 
 
-class _Once(logging.Filter):
-    """Let a warning through once; licences are told whenever weights are loaded, and a run loads them several times."""
+@contextmanager
+def _talking(aloud: bool) -> Iterator[None]:
+    """Let progress through, and licences once, though weights are loaded several times; or nothing but errors."""
+    package, loading, told = logging.getLogger("streamvggt"), logging.getLogger("streamvggt.checkpoint"), set[str]()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether the record is new, or no warning."""
-        message = record.getMessage()
-        known = record.levelno == logging.WARNING and message in self._seen
-        self._seen.add(message)
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in told
+        told.add(record.getMessage())
         return not known
+
+    level = package.level
+    package.setLevel(logging.INFO if aloud else logging.ERROR)
+    loading.addFilter(is_new)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        loading.removeFilter(is_new)
 
 
 # --- info
