@@ -44,6 +44,7 @@ class TrainConfig:
         recompute: whether blocks recompute their activations in the backward pass, which saves memory.
         dense_share: share of the frames whose maps are compared, chosen anew each step.
         stages: clips of the parts of the run.
+        batch_scale: times as many clips a step as the stages say, for accelerators.
         augment: whether colours are changed.
         scene_frames: frames rendered of a made-up scene.
         seed: decides weights and clips.
@@ -80,6 +81,7 @@ class TrainConfig:
         Stage(0.75, (2, 3, 4), (1, 4), _SMALL, 1600),
         Stage(1.0, (2, 4, 8), (1, 4), _LARGE, 2400),
     )
+    batch_scale: int = 1
     augment: bool = True
     scene_frames: int = 8
     seed: int = 0
@@ -90,7 +92,7 @@ class TrainConfig:
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "accumulation", "log_every", "validate_every", "save_every", "scene_frames"):
+        for name in ("num_steps", "accumulation", "log_every", "validate_every", "save_every", "scene_frames", "batch_scale"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("truth", "muon_lr", "final_lr", "warmup_steps", "weight_decay", "workers"):

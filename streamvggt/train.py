@@ -308,7 +308,7 @@ def _clip_stream(config: TrainConfig, sources: WeighedSources | None, learner: L
     return ClipStream(
         sources=tuple(source for source, _ in sources),
         weights=tuple(weight for _, weight in sources),
-        stages=config.stages,
+        stages=tuple(replace(stage, patches=stage.patches * config.batch_scale) for stage in config.stages),
         num_steps=config.num_steps * config.accumulation,
         seed=config.seed,
         augment=Augmentation() if config.augment else None,
