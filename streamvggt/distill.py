@@ -82,8 +82,8 @@ class Pupil(nn.Module):
                 predictions=network._dense(dense, image_hw, rounds),
                 tokens=tokens,
                 descriptors=described,
-                queries=recorder.queries,
-                keys=recorder.keys,
+                queries=recorder.queries.float(),
+                keys=recorder.keys.float(),
                 displacement=self.displacement(patches),
                 patch_depth=self.patch_depth(patches)[..., 0],
             )

@@ -235,7 +235,7 @@ class Learner:
                 losses = self.losses(clips, encoded, step)
                 total = torch.stack(list(losses.values())).sum() / config.accumulation
                 if not self.everywhere(bool(total.isfinite())):
-                    parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+                    parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
                     raise NotFiniteError(f"the loss of step {step} is not finite ({parts})", looked_at)
                 total.backward()
             for name, value in losses.items():

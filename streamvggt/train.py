@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -329,7 +330,7 @@ def _batches(clips: ClipStream, learner: Learner, step: int) -> Iterator[Batch]:
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
     )
     return iter(loader)
 
@@ -347,6 +348,14 @@ class _Encoding:
         return clips, None if self.network is None else self.network._encode(clips.images)
 
 
-def _one_thread(_worker: int) -> None:
-    """Keep a worker to one thread."""
+def _set_up_worker(_worker: int) -> None:
+    """Keep a worker to one thread, and let it end with the run: one that is full of clips would wait for ever."""
     torch.set_num_threads(1)
+    run = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == run:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_and_a_folder_of_another_run_are_refused(tmp_path):
     config = replace(CONFIG, num_steps=1)
     start(config, tmp_path, data={"data": []}).train()
     with pytest.raises(TrainingError, match=r"loss.depth was 1.0, now 2.0; lr was 0.003, now 0.1"):
-        start(replace(config, lr=0.1, loss=LossConfig(depth=2.0)), tmp_path)
+        start(replace(config, lr=0.1, loss=LossConfig(depth=2.0)), tmp_path, data={"data": []})
     with pytest.raises(TrainingError, match=r"data.data was \[\], now"):
         start(config, tmp_path, data={"data": [["elsewhere", 1.0]]})
     path = tmp_path / "checkpoint.pt"
@@ -268,9 +268,9 @@ def test_a_damaged_checkpoint_and_a_folder_of_another_run_are_refused(tmp_path):
     for content in (b"", whole[: len(whole) // 2], b"PK" + whole[2:100]):
         path.write_bytes(content)
         with pytest.raises(TrainingError, match="is damaged"):
-            start(config, tmp_path)
+            start(config, tmp_path, data={"data": []})
     path.write_bytes(whole)
-    assert start(config, tmp_path).step == 1
+    assert start(config, tmp_path, data={"data": []}).step == 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_its_clips_are_kept(tmp_path):
@@ -304,12 +304,18 @@ def test_two_accumulated_batches_are_one_large_batch(tmp_path):
     clips = [start(replace(CONFIG, seed=seed), tmp_path / str(seed))._clips[0] for seed in (1, 2)]
     together = ClipBatch(*(torch.cat(pair) for pair in zip(*(vars(c).values() for c in clips), strict=True)))
     one, two = Learner(replace(CONFIG, ema=0.0), "cpu"), Learner(replace(CONFIG, ema=0.0, accumulation=2), "cpu")
+    for learner in (one, two):  # gradients are compared: AdamW's first step takes even the smallest one at full size
+        learner.optimizers.clear()
+        learner._peaks.clear()
     norms = one.take_step(0, [(together, None)]), two.take_step(0, [(c, None) for c in clips])
     assert float(norms[0]["grad_norm"]) == pytest.approx(float(norms[1]["grad_norm"]), rel=1e-5)
     for name, loss in norms[0].items():
         torch.testing.assert_close(norms[1][name], loss, rtol=1e-5, atol=1e-6)
     for (name, x), y in zip(one.pupil.named_parameters(), two.pupil.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5, msg=name)
+        if x.grad is None:
+            assert y.grad is None, name
+        else:
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_averaged_weights_follow_their_definition(tmp_path):
@@ -397,7 +403,7 @@ def test_two_processes_are_one_with_the_same_clips(tmp_path, sharded):
     gradients = _gradients(run)
     run.train()
     for child in children:
-        child.join(120)
+        child.join(600)
         assert child.exitcode == 0
     together = torch.load(folder / "gradients.pt", weights_only=True)
     assert together.keys() == gradients.keys()
@@ -444,10 +450,10 @@ def test_no_training_clip_is_ever_validated_on():
             drawn.extend(seeds)
             return super().clips(seeds, *options)
 
-    stream = ClipStream((Spy(),), (1.0,), (Stage(1.0, (2,), (1, 1), ((14, 14),), 2000),), 20, augment=None)
-    for step in range(20):
+    stream = ClipStream((Spy(),), (1.0,), (Stage(1.0, (2,), (1, 1), ((14, 14),), 2000),), 3, augment=None)
+    for step in range(3):
         stream[step]
-    assert len(drawn) == 20_000
+    assert len(drawn) == 3000
     # Drawn below 2**30 (so half of them are expected above 2**29), and replaced by at most a hundred further on.
     assert 2**30 * 0.99 < max(drawn) < 2**30 < FIRST_HELD_OUT_SEED - 100
 
