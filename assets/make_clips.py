@@ -74,7 +74,7 @@ class Shot:
     fov_deg: float = 62.0
     animate: Callable[[float], None] | None = None
     num_frames: int = 36
-    samples: int = 8
+    samples: int = 5
 
 
 # Camera
@@ -748,7 +748,7 @@ def still_life(rng: np.random.Generator) -> Shot:
     circle = zip(angles, radii, heights, strict=True)
     eyes = [(2 - r * math.sin(a), 2 + r * math.cos(a), h) for a, r, h in circle]
     targets = [(2.0 + 0.03 * math.sin(3 * a), 2.02, 0.87) for a in angles]
-    return Shot(eyes, targets, [-2, 1, 3, 0, -3, 1], 58)
+    return Shot(eyes, targets, [-2, 1, 3, 0, -3, 1], 58, samples=8)
 
 
 @contextmanager
