@@ -92,7 +92,15 @@ class TrainConfig:
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        counts = ("num_steps", "accumulation", "batch_scale", "log_every", "validate_every", "save_every", "scene_frames")
+        counts = (
+            "num_steps",
+            "accumulation",
+            "batch_scale",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "scene_frames",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
