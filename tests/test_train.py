@@ -46,9 +46,6 @@ CONFIG = replace(
 class Noise:
     """Clips of random numbers, made at once; what learns from them learns nothing."""
 
-    def __init__(self, broken_seed_share=0.0):
-        self.broken = broken_seed_share
-
     def clips_per_seed(self, num_frames):
         return 1
 
@@ -61,8 +58,6 @@ class Noise:
             extrinsics[1:, :, 3] = 0.3 * torch.rand((num_frames - 1, 3), generator=rng)
             intrinsics = torch.tensor([[w, 0.0, w / 2], [0.0, w, h / 2], [0.0, 0.0, 1.0]]).repeat(num_frames, 1, 1)
             depth = 1 + torch.rand((num_frames, h, w), generator=rng)
-            if torch.rand((), generator=rng) < self.broken:
-                extrinsics[1:, :, 3] = torch.nan
             images = torch.rand((num_frames, 3, h, w), generator=rng)
             parts.append((images, depth, torch.ones_like(depth, dtype=torch.bool), extrinsics, intrinsics))
         return ClipBatch(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
@@ -550,7 +545,7 @@ def test_a_run_without_tensorboard_says_so_once(tmp_path, monkeypatch, caplog):
 
 def test_the_command_line_trains_goes_on_and_refuses_other_settings(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("streamvggt.__main__.Validation.of_folders", lambda *_: lambda _network: {"synthetic.x": 0.5})
-    monkeypatch.setattr(SyntheticSource, "clips", Noise().clips.__func__)
+    monkeypatch.setattr(SyntheticSource, "clips", Noise.clips)
     command = f"train --config tiny -o {tmp_path} --device cpu --skip-check --set num_steps=2 log_every=1".split()
     assert main(command) == 0
     assert (tmp_path / "model.safetensors").as_posix() in capsys.readouterr().out
