@@ -1,0 +1,102 @@
+"""The example clips: they open, they are small, and their truth is true."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamvggt import read_frames
+from streamvggt.geometry import project, unproject
+
+ASSETS = Path(__file__).parents[1] / "assets"
+CLIPS = sorted(path.stem for path in ASSETS.glob("*.mp4"))
+MEGABYTE = 1_000_000
+
+
+@cache
+def load_images(name):
+    return [frame.image for frame in read_frames(ASSETS / f"{name}.mp4")]
+
+
+def load_truth(name):
+    """Read a clip's truth; intrinsics come with a second set for the pixels of the smaller depth maps."""
+    with np.load(ASSETS / f"{name}.npz", allow_pickle=False) as file:
+        truth = {key: file[key] for key in file.files}
+    stride = load_images(name)[0].shape[1] / truth["depth"].shape[2]
+    small = truth["intrinsics"] / stride
+    small[:2, 2] = (truth["intrinsics"][:2, 2] + 0.5) / stride - 0.5
+    small[2, 2] = 1
+    return truth, small, stride
+
+
+def warp(truth, small, source, target):
+    """Carry the depth map of one frame to another by the cameras alone.
+
+    Returns the pixels of the second frame, xy, where the points of the first come to lie, their depth there and the
+    depth that the second frame's truth has at the nearest pixel; only points that it can see at all.
+    """
+    depth = truth["depth"].astype(np.float64)
+    points = unproject(depth[source], truth["extrinsics"][source], small)[depth[source] > 0]
+    xy, predicted = project(points, truth["extrinsics"][target], small)
+    nearest = np.rint(xy).astype(int)
+    height, width = depth.shape[1:]
+    inside = (predicted > 0) & (nearest >= 0).all(-1) & (nearest < [width, height]).all(-1)
+    found = depth[target][nearest[inside, 1], nearest[inside, 0]]
+    return np.flatnonzero(inside), xy[inside], predicted[inside], found
+
+
+def test_there_are_clips_with_truth_and_all_are_small():
+    assert len(CLIPS) >= 3
+    assert sorted(path.stem for path in ASSETS.glob("*.npz")) == CLIPS
+    for name in CLIPS:
+        assert sum((ASSETS / f"{name}{suffix}").stat().st_size for suffix in (".mp4", ".npz")) < 1.5 * MEGABYTE
+    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 6 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_has_a_pose_a_depth_map_and_a_credit_for_every_frame(name):
+    frames = list(read_frames(ASSETS / f"{name}.mp4"))
+    truth, _, stride = load_truth(name)
+    assert 36 <= len(frames) <= 60
+    assert len(truth["extrinsics"]) == len(truth["depth"]) == len(truth["time_s"]) == len(frames)
+    assert truth["depth"].dtype == np.float16 and truth["depth"].shape[1] * stride == frames[0].image.shape[0]
+    np.testing.assert_allclose([frame.time_s for frame in frames], truth["time_s"], atol=1e-3)
+    rotations = truth["extrinsics"][:, :, :3]
+    np.testing.assert_allclose(rotations @ rotations.transpose(0, 2, 1) - np.eye(3), 0, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(rotations), 1)
+    assert "Apache-2.0" in str(truth["credit"])
+    assert f"`{name}`" in (ASSETS / "CREDITS.md").read_text()
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_depth_carried_five_frames_on_meets_the_depth_there(name):
+    truth, small, _ = load_truth(name)
+    assert (truth["depth"] > 0).mean() > 0.85
+    for source in range(0, len(truth["depth"]) - 5, 5):
+        for a, b in ((source, source + 5), (source + 5, source)):
+            _, _, predicted, found = warp(truth, small, a, b)
+            assert len(found) > 0.3 * truth["depth"][0].size
+            seen = found > 0
+            assert np.median(np.abs(predicted[seen] / found[seen] - 1)) < 0.01
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_colours_follow_the_cameras_better_than_they_stay_in_place(name):
+    truth, small, stride = load_truth(name)
+    frames = load_images(name)
+    height, width = truth["depth"].shape[1:]
+    blocks = [
+        image.reshape(height, int(stride), width, int(stride), 3).mean((1, 3)) for image in frames
+    ]  # a depth pixel stands for the middle of a block
+    followed, stayed = [], []
+    for source in range(0, len(frames) - 5, 5):
+        rows, xy, predicted, found = warp(truth, small, source, source + 5)
+        visible = np.abs(predicted / np.maximum(found, 1e-6) - 1) < 0.02
+        colors = blocks[source][truth["depth"][source] > 0][rows[visible]]
+        x, y = np.rint(xy[visible]).astype(int).T
+        followed.append(np.median(np.abs(blocks[source + 5][y, x] - colors)))
+        stayed.append(np.median(np.abs(blocks[source + 5] - blocks[source])))
+    assert np.mean(followed) < 0.6 * np.mean(stayed)
