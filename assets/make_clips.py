@@ -1,7 +1,8 @@
 """Render the example clips of this folder, each with exact depth and cameras beside it.
 
     pip install bpy==5.0.1 av miniworld robosuite scikit-image      (the last three with --no-deps: only their pictures)
-    python assets/make_clips.py --clip living_room --out assets [--preview]
+    python assets/make_clips.py --clip living_room --out assets
+    python assets/make_clips.py --clip living_room --preview --frames-dir look [--at 0 20 35]
 
 Every clip is a scene of our own: meshes from the functions below, textures from the folders of the installed packages
 (CREDITS.md names them), light traced by Blender's Cycles. Same seed, same clip. A frame takes two to five seconds on
@@ -223,6 +224,7 @@ def make_material(
 def _pattern(
     nodes: Nodes, kind: str, palette: Sequence[Rgb], where: bpy.types.NodeSocket, own: bpy.types.NodeSocket
 ) -> bpy.types.NodeSocket:
+    """Colour a surface by a pattern of :func:`make_material`."""
     if kind == "random":
         return nodes.ramp(own, palette, steps=True)
     if kind == "stripes":
@@ -453,6 +455,7 @@ def monkey(size: float, at: Point, material: str, turn: float | Point = 0.0) -> 
 
 
 def sky(color: Rgb, strength: float) -> None:
+    """Surround the scene with even light."""
     world = bpy.data.worlds.new("world")
     world.use_nodes = True
     background = world.node_tree.nodes["Background"]
@@ -632,6 +635,7 @@ def mug(at: Point, name: str, height: float = 0.1) -> None:
 
 
 def floor_lamp(at: Point) -> None:
+    """Stand a lit lamp on the floor."""
     rod(0.16, 0.03, at, "brass")
     rod(0.015, 1.4, at, "brass")
     lathe([(0.24, 0), (0.15, 0.32)], (at[0], at[1], at[2] + 1.32), "lampshade")
@@ -761,6 +765,7 @@ def collected() -> Iterator[list[tuple[bpy.types.Object, Matrix]]]:
 
 
 def move(parts: list[tuple[bpy.types.Object, Matrix]], motion: Matrix) -> None:
+    """Move collected parts as one body, from where they were built."""
     for body, rest in parts:
         body.matrix_world = motion @ rest
 
@@ -923,6 +928,21 @@ def toy_car(rng: np.random.Generator, color: str, engine: bool) -> None:
             ball(size, (rng.uniform(-0.07, 0.07), rng.uniform(-0.03, 0.03), 0.12), "confetti")
 
 
+def furnish_playroom(rng: np.random.Generator) -> None:
+    """Put what stands and hangs along the walls."""
+    bookcase((1.5, 0.3, 1.3), (1.2, 4.22, 0), 0, rng, "pine", 3)
+    bookcase((1.2, 0.3, 1.0), (4.22, 3.3, 0), -90, rng, "pine", 3)
+    sofa((3.1, 3.85, 0), "ochre cloth", -15, rng, 1.15)
+    plant((0.5, 3.7, 0), 1.2, rng, "clay", 50)
+    plant((4.0, 2.3, 0), 0.9, rng, "white", 40)
+    table((0.6, 0.5, 0.45), (0.7, 2.6, 0), "pine", 5)
+    jug((0.7, 2.6, 0.45), 0.25, "spotted")
+    monkey(0.42, (0.75, 1.7, 0.2), "teal cloth", (0, 0, 60))
+    framed((0.6, 0.5), (2.6, 4.37, 1.55), "skimage/chelsea", wood="pine")
+    framed((0.45, 0.6), (3.4, 4.37, 1.6), "skimage/rocket", wood="oak")
+    framed((0.5, 0.5), (4.37, 3.3, 1.5), "skimage/coffee", -90, "pine")
+
+
 def playroom(rng: np.random.Generator) -> Shot:
     """Watch a toy train go round while a ball rolls past and the lamp swings."""
     room((4.4, 4.4, 2.6), "parquet", "plaster", "blue plaster", (1.0, 3.2))
@@ -963,17 +983,7 @@ def playroom(rng: np.random.Generator) -> Shot:
         side = rng.uniform(0.09, 0.15)
         place = (center[0] + away * math.cos(angle), center[1] + away * math.sin(angle), 0.012)
         box((side, side, side), place, "blocks", rng.uniform(0, 90))
-    bookcase((1.5, 0.3, 1.3), (1.2, 4.22, 0), 0, rng, "pine", 3)
-    bookcase((1.2, 0.3, 1.0), (4.22, 3.3, 0), -90, rng, "pine", 3)
-    sofa((3.1, 3.85, 0), "ochre cloth", -15, rng, 1.15)
-    plant((0.5, 3.7, 0), 1.2, rng, "clay", 50)
-    plant((4.0, 2.3, 0), 0.9, rng, "white", 40)
-    table((0.6, 0.5, 0.45), (0.7, 2.6, 0), "pine", 5)
-    jug((0.7, 2.6, 0.45), 0.25, "spotted")
-    monkey(0.42, (0.75, 1.7, 0.2), "teal cloth", (0, 0, 60))
-    framed((0.6, 0.5), (2.6, 4.37, 1.55), "skimage/chelsea", wood="pine")
-    framed((0.45, 0.6), (3.4, 4.37, 1.6), "skimage/rocket", wood="oak")
-    framed((0.5, 0.5), (4.37, 3.3, 1.5), "skimage/coffee", -90, "pine")
+    furnish_playroom(rng)
 
     def animate(time_s: float) -> None:
         for k, parts in enumerate(cars):
@@ -1068,6 +1078,7 @@ def set_up_depth() -> None:
 
 
 def read_depth(path: Path) -> Floats:
+    """Read a rendered depth map, metres, 0 where no surface is seen."""
     image = bpy.data.images.load(str(path))
     image.colorspace_settings.name = "Non-Color"
     width, height = image.size
@@ -1133,6 +1144,7 @@ def make_clip(name: str, out: Path, preview: bool, frames: Sequence[int], keep: 
 
 
 def main() -> None:
+    """Read the command line and make the clip."""
     parser = argparse.ArgumentParser(description="Render the example clips of this folder.")
     parser.add_argument("--clip", choices=sorted(SCENES), required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the clip and its truth")
@@ -1140,6 +1152,8 @@ def main() -> None:
     parser.add_argument("--preview", action="store_true", help="only a few pictures of half size, to --frames-dir")
     parser.add_argument("--at", type=int, nargs="*", default=[], help="frames of the preview")
     arguments = parser.parse_args()
+    if arguments.preview and arguments.frames_dir is None:
+        parser.error("--preview needs --frames-dir, the folder for its pictures")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         keep = arguments.frames_dir or Path(folder)
