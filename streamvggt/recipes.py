@@ -77,8 +77,8 @@ class TrainConfig:
     recompute: bool = False
     dense_share: float = 0.34
     stages: tuple[Stage, ...] = (
-        Stage(0.3, (2,), (3, 7), _SMALL, 1200),
-        Stage(0.75, (2, 3, 4), (1, 4), _SMALL, 1600),
+        Stage(0.35, (2,), (3, 7), _SMALL, 1200),
+        Stage(0.8, (2, 3, 4), (1, 4), _SMALL, 1600),
         Stage(1.0, (2, 4, 8), (1, 4), _LARGE, 2400),
     )
     batch_scale: int = 1
@@ -144,18 +144,41 @@ class TrainConfig:
 
     @classmethod
     def small_student(cls, teacher: str) -> TrainConfig:
-        """The bundled model: causal, starts as its teacher and learns from it, and a little from the truth."""
+        """The bundled model: causal, starts as its teacher and learns from it and from the truth."""
         return cls(
             network=StreamVGGTConfig.small(),
             init=teacher,
             teacher=teacher,
-            truth=0.3,
-            loss=LossConfig(feature=0.5),
+            loss=LossConfig(camera=1.5, feature=0.5),
             num_steps=1000,
-            lr=3e-4,
-            muon_lr=7e-4,
+            lr=4e-4,
+            muon_lr=1e-3,
+            warmup_steps=20,
+            ema=0.99,
             encode_in_workers=True,
-            stages=(Stage(1.0, (2, 4, 8), (1, 4), _SMALL + _LARGE, 2000),),
+            stages=(Stage(1.0, (2, 3, 4, 8), (1, 4), _SMALL + _LARGE, 1600),),
+        )
+
+    @classmethod
+    def small_camera(cls, student: str) -> TrainConfig:
+        """The last touch of the bundled model: its camera head alone, on what the finished network sees.
+
+        While the blocks still move, the head follows them and its poses stay too small; once they rest, it learns in
+        minutes how large they are.
+        """
+        return cls(
+            network=StreamVGGTConfig.small(),
+            init=student,
+            loss=LossConfig(depth=0.0, points=0.0, descriptor=0.0, guide=0.0, displacement=0.0, patch_depth=0.0),
+            frozen=("encoder.", "encoder_proj.", "soft_match.", "aggregator.", "depth_head.", "point_head."),
+            num_steps=300,
+            muon_lr=0.0,
+            warmup_steps=20,
+            ema=0.98,
+            dense_share=0.1,
+            encode_in_workers=True,
+            workers=2,
+            stages=(Stage(1.0, (2, 3, 4, 8), (1, 4), _SMALL, 2400),),
         )
 
     @classmethod
@@ -220,7 +243,7 @@ class TrainConfig:
         )
 
 
-RECIPES = ("small-teacher", "small-student", "vggt-1b", "tiny")
+RECIPES = ("small-teacher", "small-student", "small-camera", "vggt-1b", "tiny")
 
 
 def recipe(
@@ -256,6 +279,12 @@ def recipe(
         if teacher is None:
             raise ValueError("small-student learns from a network: give --teacher W, the result of small-teacher")
         config = TrainConfig.small_student(teacher)
+    elif name == "small-camera":
+        if init is None:
+            raise ValueError("small-camera trains one head of a network: give --init W, the result of small-student")
+        if teacher is not None:
+            raise ValueError("small-camera learns from the truth; leave --teacher out")
+        config = TrainConfig.small_camera(init)
     elif name == "vggt-1b":
         config = TrainConfig.published(teacher or "facebook/VGGT-1B", num_processes)
     else:

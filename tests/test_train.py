@@ -143,6 +143,11 @@ def test_a_recipe_says_which_weights_it_lacks():
         recipe("tiny", encoder="x")
     student = recipe("small-student", teacher="t")
     assert (student.init, student.teacher, student.network.attention) == ("t", "t", "causal")
+    with pytest.raises(ValueError, match="--init W"):
+        recipe("small-camera")
+    network = StreamVGGT(recipe("small-camera", init="s").network)
+    learns = [n for n, _ in network.named_parameters() if not n.startswith(recipe("small-camera", init="s").frozen)]
+    assert {name.partition(".")[0] for name in learns} == {"camera_head"}
 
 
 @pytest.mark.slow
