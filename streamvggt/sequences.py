@@ -64,7 +64,7 @@ class Sequence:
     """
 
     def __init__(self, folder: Path, layout: str, name: str) -> None:
-        listing = LAYOUTS[layout].read(folder)
+        listing = _read(folder, LAYOUTS[layout].read)
         if not listing.frames:
             raise SequenceError(f"{folder} has no frame of the layout {layout!r}")
         self.name, self.layout, self.folder, self.frames = name, layout, folder, listing.frames
@@ -261,7 +261,7 @@ def _depth_on_image(depth: FloatArray, image_hw: tuple[int, ...], files: FrameFi
 
 
 def _read(path: Path, reader: Callable[[Path], _T]) -> _T:
-    """Call a reader of one file, naming the file in what goes wrong."""
+    """Call a reader of a file or folder, naming it in what goes wrong."""
     try:
         return reader(path)
     except SequenceError:

@@ -266,6 +266,17 @@ def test_lists_that_do_not_fit_are_refused_when_a_folder_is_opened(tmp_path):
         open_sequence(tmp_path)
 
 
+def test_a_folder_with_a_stray_file_does_not_keep_the_others_from_being_found(tmp_path, caplog):
+    generic(tmp_path / "good")
+    scannet(tmp_path / "scene0000_00")
+    write_picture(tmp_path / "scene0000_00" / "color" / "thumbnail.jpg", (96, 128))
+    kitti(tmp_path / "kitti")
+    (tmp_path / "kitti" / "sequences" / "07" / "calib.txt").write_text("P2:" + " x" * 12 + "\n")
+    assert [sequence.name for sequence in find_sequences(tmp_path)] == ["good"]
+    assert "scene0000_00: cannot be read" in caplog.text and "thumbnail" in caplog.text
+    assert "sequences/07: cannot be read" in caplog.text
+
+
 def test_tum_takes_the_camera_of_the_folder_name_and_drops_pictures_without_partner(tmp_path, caplog):
     tum(tmp_path / "rgbd_dataset_freiburg1_xyz")
     tum(tmp_path / "some")
