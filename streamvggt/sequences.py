@@ -123,7 +123,8 @@ def open_sequence(folder: str | Path, layout: str | None = None, *, name: str | 
 def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence]:
     """Open every sequence in a folder and below it, sorted by path and named after it.
 
-    A folder that looks like a sequence but cannot be read is left out with a warning.
+    A folder that looks like a sequence but cannot be read is left out with a warning. Links are followed; a folder that
+    can be reached in several ways is opened once.
 
     Raises:
         SequenceError: there is none.
@@ -133,8 +134,13 @@ def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence
     if not root.is_dir():
         raise SequenceError(f"{root} is not a folder")
     layouts = _choose(layout)
-    found = []
+    found, seen = [], set()
     for folder, subfolders, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # links may lead back to where they lie
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders.sort()
         kind = _detect(Path(folder), layouts)
         if kind is None:

@@ -216,6 +216,17 @@ def test_sequences_are_found_below_a_folder_sorted_and_named_by_their_path(tmp_p
     assert open_sequence(tmp_path / "b", "generic", name="mine").name == "mine"
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    generic(tmp_path / "elsewhere" / "a")
+    root = tmp_path / "root"
+    for number in range(4):  # every path through these would be followed forty links deep
+        (root / f"loop{number}").mkdir(parents=True)
+        (root / f"loop{number}" / "up").symlink_to(root)
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / "twin").symlink_to(tmp_path / "elsewhere" / "a")
+    assert [sequence.name for sequence in find_sequences(root)] == ["link/a"]
+
+
 def test_what_is_no_sequence_says_what_was_looked_for(tmp_path):
     with pytest.raises(SequenceError, match=r"no known layout .generic, bonn, tum"):
         open_sequence(tmp_path)
