@@ -49,7 +49,7 @@ class SoftMatch(nn.Module):
 
     def describe(self, patches: Tensor) -> Tensor:
         """Map patch tokens of the encoder's early layer ``[..., N, C]`` to descriptors of length 1, ``[..., N, D]``."""
-        return normalize(self.descriptor(patches).float(), dim=-1)
+        return normalize(self.descriptor(patches.to(self.descriptor.weight.dtype)).float(), dim=-1)
 
     def forward(self, descriptors: Tensor, memory: MatchMemory, grid_hw: tuple[int, int]) -> tuple[Tensor, MatchMemory]:
         """Compare S frames with the first and the previous one of their stream.

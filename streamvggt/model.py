@@ -187,12 +187,13 @@ class StreamVGGT(nn.Module):
         grid_hw = (image_hw[0] // self.config.patch_size, image_hw[1] // self.config.patch_size)
         patches = encoded.patches
         if self.encoder_proj is not None:
-            patches = self.encoder_proj(patches)
+            patches = self.encoder_proj(patches.to(self.encoder_proj.weight.dtype))
         if self.soft_match is not None and encoded.early is not None:
             descriptors = self.soft_match.describe(encoded.early)
             with full_precision(patches.device.type):
                 found, matches = self.soft_match(descriptors, matches, grid_hw)
             patches = patches + found
+        patches = patches.to(self.aggregator.camera_token.dtype)
         layers = {*self.config.dense_layers, self.config.depth - 1}
         tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
         dtype = self.camera_head.token_norm.weight.dtype

@@ -1,11 +1,12 @@
 """Soft matching against a loop over patches, and streams against batches."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from streamvggt import StreamVGGTConfig
+from streamvggt import StreamVGGTConfig, load_model, save_model
 from streamvggt.matching import MatchMemory, SoftMatch
 from streamvggt.model import StreamVGGT
 
@@ -121,3 +122,18 @@ def test_half_precision_around_it_does_not_round_positions():
             network(torch.rand(1, 2, 3, 28, 56))
         again, _ = network.soft_match(seen[0][0], MatchMemory(), (2, 4))
     assert torch.equal(seen[0][1], again) and again.dtype == torch.float32
+
+
+@pytest.mark.parametrize("match_layer", [1, None])
+def test_a_network_with_a_projected_encoder_runs_in_half_precision(match_layer, tmp_path):
+    torch.manual_seed(0)
+    model = StreamVGGT(replace(CONFIG, match_layer=match_layer)).eval()
+    save_model(model, tmp_path)
+    half, images = load_model(tmp_path, dtype=torch.bfloat16), torch.rand(1, 3, 3, 42, 56)
+    state = half.new_state()
+    with torch.no_grad():
+        exact, said = model(images), half(images)
+        parts = [half(images[:, s : s + 1], state=state).depth for s in range(3)]
+        again = model.to(torch.bfloat16)(images)
+    for depth in (said.depth, torch.cat(parts, dim=1), again.depth.float()):
+        assert (depth / exact.depth).log().abs().mean() < 0.02  # bfloat16 keeps 8 bits
