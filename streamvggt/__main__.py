@@ -274,7 +274,7 @@ def _evaluate_synthetic(options: argparse.Namespace, model: StreamVGGT | None, h
     protocol: Protocol = replace(CLIPS, parts=("depth", "camera", "points", "tracks"))
     clips = render_clips(options.synthetic, config)
     return {"seeds": list(options.synthetic)} | evaluate_clips(
-        model, clips, protocol, mode=options.mode or "batch", **how
+        model, clips, protocol, mode=options.mode, **how
     )
 
 

@@ -165,7 +165,7 @@ def evaluate_clips(
     protocol: Protocol = CLIPS,
     *,
     label: str = "model",
-    mode: Mode = "batch",
+    mode: Mode | None = "batch",
     policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
     trivial: bool = True,
     num_tracks: int = 64,
@@ -180,7 +180,7 @@ def evaluate_clips(
         clips: B clips of S frames; they go to the network's device one by one.
         protocol: what is scored; of every clip all frames.
         label: name of the model's row.
-        mode: "stream" or "batch".
+        mode: "stream" or "batch"; None streams causal networks.
         policy: which frames a stream keeps.
         trivial: score the trivial answers too; they do not change while a model trains.
         num_tracks: points that are followed in each clip.

@@ -36,7 +36,7 @@ def predict(
         images: ``[S, 3, H, W]`` in [0, 1].
         mode: "stream" (frame by frame) or "batch" (all at once); None streams causal networks. Functions that are no
             network get all frames at once.
-        policy: which frames a stream keeps.
+        policy: which frames a stream keeps; a network that runs on all frames at once keeps them all.
         single_frames: every frame is a stream of its own.
         query_points: ``[N, 2]``, xy in pixels of frame 0, for networks with a track head.
 
@@ -44,13 +44,15 @@ def predict(
         The answer, with the cloud from depth and camera, and one with the cloud of the point maps alone.
 
     Raises:
-        ValueError: a network with full attention is to stream.
+        ValueError: a network with full attention is to stream, or one that does not stream is to drop frames.
     """
     device, streams = images.device, False
     if isinstance(model, nn.Module):
         device = next(model.parameters()).device
     if isinstance(model, StreamVGGT):
         streams = (model.config.attention == "causal") if mode is None else mode == "stream"
+        if not (streams or single_frames or policy == KeepAll()):
+            raise ValueError(f"{policy} is for streams, and a batch sees all frames; take the mode stream")
     kept: defaultdict[str, list[Tensor]] = defaultdict(list)
     with torch.no_grad(), _evaluating(model):
         for said in _steps(model, images.to(device)[None], streams, policy, single_frames, query_points):

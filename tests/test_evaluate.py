@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from streamvggt import Predictions, StreamVGGT, StreamVGGTConfig, encode_pose, unproject
 from streamvggt.__main__ import main
+from streamvggt.cache import AnchorWindow, KeepAll
 from streamvggt.evaluate import EvaluationError, evaluate_clips, evaluate_sequence, evaluate_sequences
 from streamvggt.protocols import CLIPS, PROTOCOLS, SEQUENCE
 from streamvggt.report import markdown
@@ -316,6 +317,14 @@ def test_a_stream_and_a_batch_score_the_same(sequence, tiny):
         assert value == pytest.approx(batch["model"][name], rel=1e-3, abs=1e-4), name
 
 
+def test_what_a_stream_forgets_shows_and_a_batch_cannot_forget(sequence, tiny):
+    forgetful = AnchorWindow(1, 1)
+    whole, short = (evaluate_sequence(tiny, sequence, width=W, policy=p)["rows"] for p in (KeepAll(), forgetful))
+    assert abs(whole["model"]["ate_rmse"] - short["model"]["ate_rmse"]) > 1e-4
+    with pytest.raises(ValueError, match="for streams, and a batch sees all frames"):
+        evaluate_sequence(tiny, sequence, width=W, mode="batch", policy=forgetful)
+
+
 def test_single_frames_do_not_see_each_other(sequence, tiny):
     alone = replace(SEQUENCE, parts=("depth",), single_frames=True, depth_alignments=("none",))
     whole = evaluate_sequence(tiny, sequence, alone, width=W)["per_frame"]["abs_rel_median"]
@@ -397,6 +406,18 @@ def test_the_command_line_writes_table_json_and_plots(tmp_path, capsys):
             image.load()
             assert image.format == "PNG" and min(image.size) > 200
             assert len(np.unique(np.asarray(image))) > 10  # something is drawn
+
+
+def test_the_command_line_streams_made_up_scenes_so_that_a_policy_counts(tmp_path, capsys):
+    scores = []
+    for policy in ("all", "window:1,1"):
+        output = tmp_path / "out.json"
+        arguments = ["evaluate", "--model", "tiny", "--synthetic", "7", "--frames", "4", "--width", str(W)]
+        assert main([*arguments, "--device", "cpu", "--policy", policy, "--json", str(output)]) == 0
+        scores.append(json.loads(output.read_text())["synthetic"]["rows"]["tiny"]["ate_rmse"])
+    assert abs(scores[0] - scores[1]) > 1e-4
+    assert main([*arguments, "--device", "cpu", "--policy", "window:1,1", "--mode", "batch"]) == 1
+    assert "take the mode stream" in capsys.readouterr().err
 
 
 def test_the_command_line_fails_where_a_sequence_fails(tmp_path, capsys):
