@@ -163,6 +163,16 @@ def test_the_template_fits_any_frame_and_is_further_at_the_top():
     assert template[:20].mean() > 1.1 * template[-20:].mean()  # floors are near, at the bottom of pictures
 
 
+def test_a_world_that_begins_far_away_changes_no_score(tmp_path):
+    far = camera_path(4)
+    far[..., 3] += [500_000.0, -4_000_000.0, 90.0]
+    protocol = replace(SEQUENCE, parts=("camera", "points"))
+    sequences = write_sequence(tmp_path / "near"), write_sequence(tmp_path / "far", poses=far)
+    near_rows, far_rows = (evaluate_sequence(None, one, protocol, width=W)["rows"] for one in sequences)
+    for answer, scores in near_rows.items():
+        assert far_rows[answer] == pytest.approx(scores, rel=1e-5, abs=1e-6)
+
+
 def test_what_a_sequence_lacks_is_not_scored(tmp_path):
     no_depth = write_sequence(tmp_path / "no_depth", depth=False)
     rows = evaluate_sequence(knowing(no_depth, lambda depth, e: (depth + 1, e)), no_depth, width=W)["rows"]
