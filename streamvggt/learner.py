@@ -168,9 +168,13 @@ class Learner:
         )
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._teacher: Pupil | None = None
+        self._shares_encoder = False
         if config.teacher is not None:
             full = replace(config.network, attention="full")
             teacher = Pupil(load_model(config.teacher, config=full, attention="full"))
+            self._shares_encoder = (
+                self.encoder_is_frozen and not self.sharded and _same_encoder(teacher.network, network)
+            )
             self._teacher = teacher.requires_grad_(False).eval().to(self.accelerator.device)
         self._average = {name: p.detach().clone() for name, p in self._trained()} if config.ema else {}
 
@@ -198,8 +202,8 @@ class Learner:
     def losses(self, clips: ClipBatch, encoded: Encoded | None = None, step: int = 0) -> dict[str, Tensor]:
         """Losses of the parts, each times its weight, for clips on the device.
 
-        A frozen encoder sees the clips once, for teacher and student, unless ``encoded`` is its answer already. The
-        step decides which frames' maps are compared.
+        A frozen encoder sees the clips once, for teacher and student if they have the same, unless ``encoded`` is its
+        answer already. The step decides which frames' maps are compared.
         """
         config, num_frames = self.config, clips.images.shape[1]
         rng = torch.Generator().manual_seed(config.seed * 7 + step)
@@ -211,7 +215,7 @@ class Learner:
             if encoded is None and self.encoder_is_frozen and not self.sharded:
                 encoded = self.network._encode(clips.images)
             if self._teacher is not None:
-                told = self._teacher(clips.images, frames, encoded if self.encoder_is_frozen else None)
+                told = self._teacher(clips.images, frames, encoded if self._shares_encoder else None)
         losses: dict[str, Tensor] = self._lesson(clips, frames, encoded, told)
         return losses
 
@@ -320,6 +324,12 @@ class Learner:
 def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """Compute in the run's precision."""
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
+def _same_encoder(one: StreamVGGT, other: StreamVGGT) -> bool:
+    """Say whether two networks see single frames alike."""
+    theirs = other.encoder.state_dict()
+    return all(torch.equal(x, theirs[name].to(x.device)) for name, x in one.encoder.state_dict().items())
 
 
 def _shard(lesson: Lesson, config: TrainConfig) -> None:

@@ -19,12 +19,12 @@ import torch
 from streamvggt import StreamVGGT, StreamVGGTConfig, load_model, save_model
 from streamvggt.__main__ import main
 from streamvggt.data import ClipBatch, ClipStream, Stage, SyntheticSource
-from streamvggt.distill import Pupil
+from streamvggt.distill import Pupil, teacher_losses
 from streamvggt.journal import Journal
 from streamvggt.learner import Learner, Lesson
 from streamvggt.losses import LossConfig
 from streamvggt.recipes import recipe
-from streamvggt.train import Run, TrainConfig, TrainingError, memorise
+from streamvggt.train import Run, TrainConfig, TrainingError, build_network, memorise
 from streamvggt.types import Predictions
 from streamvggt.validation import FIRST_HELD_OUT_SEED, Validation, likeness
 
@@ -354,6 +354,23 @@ def test_a_student_learns_from_its_teacher_in_half_precision(tmp_path):
     for name, loss in full.items():
         assert float(half[name]) == pytest.approx(float(loss), rel=0.05, abs=0.02), name
         assert half[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("own_encoder", [False, True])
+def test_a_teacher_sees_with_its_own_encoder_where_the_students_is_another(tmp_path, own_encoder):
+    config = replace(CONFIG, frozen=("encoder.",), truth=0.0, teacher=str(tmp_path / "teacher.safetensors"))
+    teacher = StreamVGGT(replace(config.network, attention="full"))
+    if not own_encoder:
+        teacher.encoder.load_state_dict(build_network(config).encoder.state_dict())
+    save_model(teacher, config.teacher)
+    clips = start(CONFIG, tmp_path / "run")._clips[0]
+    learner, frames = Learner(config, "cpu"), torch.arange(2)
+    found = learner.losses(clips)
+    with torch.no_grad():
+        expected = teacher_losses(learner.pupil(clips.images, frames), Pupil(teacher)(clips.images, frames), clips.valid, config.loss)  # noqa: E501  # fmt: skip
+    assert learner._shares_encoder is not own_encoder
+    for name in ("camera", "depth"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-7)
 
 
 # --- many processes
