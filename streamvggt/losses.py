@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ class LossConfig:
 
     :meth:`published` has those of StreamVGGT (Zhuo et al. 2025, section 3.4). The defaults are those of the bundled
     model: lengths are known, so nothing is aligned, depth is compared as logarithm, and pose errors are measured in
-    units of what is usual (translation, quaternion, field of view).
+    units of what is usual (translation, quaternion, field of view). A weight below 0 is refused with ValueError.
 
     Attributes:
         camera: of the poses of all refinement rounds.
@@ -55,6 +55,16 @@ class LossConfig:
     guide: float = 0.1
     displacement: float = 1.0
     patch_depth: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, float) and not value >= 0:
+                raise ValueError(f"loss.{name} must be at least 0, got {value}")
+        if not self.camera_huber > 0:
+            raise ValueError(f"loss.camera_huber must be above 0, got {self.camera_huber}")
+        if self.depth_space not in ("log", "linear"):
+            raise ValueError(f"loss.depth_space must be log or linear, got {self.depth_space!r}")
 
     @classmethod
     def published(cls) -> LossConfig:

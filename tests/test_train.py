@@ -129,9 +129,13 @@ def test_settings_are_changed_by_name_and_wrong_ones_are_named():
         ("precision", "fp16", "no, bf16"),
         ("num_steps", "0", "at least 1"),
         ("ema", "1", "plain weights"),
+        ("loss.camera", "-1", "loss.camera must be at least 0"),
+        ("loss.camera_huber", "0", "above 0"),
     ]:
         with pytest.raises(ValueError, match=told):
             config.with_settings({name: text})
+    with pytest.raises(ValueError, match="log or linear, got 'logarithm'"):
+        LossConfig(depth_space="logarithm")
 
 
 def test_a_recipe_says_which_weights_it_lacks():
