@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +27,7 @@ __all__ = ["PosedFrame", "Sequence", "SequenceError", "find_sequences", "load_fr
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+_told: set[Path] = set()  # folders of which it has been said how much of a picture is left
 
 _MIN_KEPT = 0.75  # centring the principal point may cost a quarter of the covering crop's width, and no more
 
@@ -202,7 +202,7 @@ def load_frames(
     source_hw = sources[0].image.shape[:2]
     pixels_per = _crop_box(sources[0].intrinsics, source_hw, image_hw)[2]
     kept = pixels_per**2 * image_hw[0] * image_hw[1] / (source_hw[0] * source_hw[1])
-    _say_once(f"{sequence.name}: {image_hw} (h x w) keeps {kept:.0%} of the picture's area")
+    _say_once(sequence.folder, f"{sequence.name}: {image_hw} (h x w) keeps {kept:.0%} of the picture's area")
     frames = [_cut(frame, image_hw) for frame in sources]
     images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2).float() / 255
     depth = torch.from_numpy(np.stack([np.zeros(image_hw, np.float32) if f.depth is None else f.depth for f in frames]))
@@ -211,9 +211,10 @@ def load_frames(
     return images, depth, depth > 0, extrinsics, intrinsics
 
 
-@lru_cache(maxsize=1024)
-def _say_once(message: str) -> None:
-    _log.info(message)
+def _say_once(folder: Path, message: str) -> None:
+    if folder not in _told:
+        _told.add(folder)
+        _log.info(message)
 
 
 def _cut(frame: PosedFrame, image_hw: tuple[int, int]) -> PosedFrame:
@@ -240,7 +241,7 @@ def _crop_box(
     """Left and top edge of the crop, and source pixels per pixel of the result; the source spans [0, w] x [0, h]."""
     size, wanted = np.array(source_hw[::-1], np.float64), np.array(image_hw[::-1], np.float64)
     # In pixels whose edges are at integers, the network's (W / 2, H / 2) between centres is half a pixel further.
-    center = np.nan_to_num(intrinsics[:2, 2] + 0.5, nan=0) if np.isfinite(intrinsics).all() else size / 2
+    center = intrinsics[:2, 2] + 0.5 if np.isfinite(intrinsics).all() else size / 2
     covering = (size / wanted).min()
     # Space from the principal point to the nearer border, in pixels of the result from there to its border.
     fitting = min((center / (wanted / 2 + 0.5)).min(), ((size - center) / (wanted / 2 - 0.5)).min())

@@ -455,6 +455,8 @@ def test_the_crop_around_the_principal_point_keeps_three_quarters_at_least(tmp_p
         sequence = plane_sequence(tmp_path / "near", (100.0, 100.0, 69.5, 59.5))
         intrinsics = load_frames(sequence, [0], (60, 80))[4][0]
         load_frames(sequence, [0], (60, 80))
+        load_frames(sequence, [0], (66, 88))  # clips of training are zoomed, each to its own size
+    assert caplog.text.count("of the picture's area") == 1
     # 70 of 160 pixels are left of the principal point, for half of 80 pixels and half of one: 1.728 to a pixel, not 2.
     np.testing.assert_allclose(intrinsics.diagonal()[:2], 100 / (70 / 40.5), atol=1e-4)
     assert caplog.text.count("near: (60, 80) (h x w) keeps 75% of the picture's area") == 1
