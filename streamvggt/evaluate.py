@@ -81,7 +81,8 @@ def evaluate_sequence(
         sequence: of :func:`streamvggt.sequences.open_sequence`.
         protocol: what is scored, and on which frames.
         label: name of the model's row.
-        width: of the processed frames, pixels; the height follows from the aspect ratio.
+        width: of the processed frames, pixels, for a network a multiple of its patch size; the height follows from the
+            aspect ratio.
         mode: "stream" (frame by frame) or "batch" (all at once); None streams causal networks.
         policy: which frames a stream keeps.
         plots: folder for PNGs of trajectory and depth, or None.
@@ -140,7 +141,7 @@ def evaluate_sequences(
         EvaluationError: no sequence belongs to the protocol.
     """
     sequences = list(sequences)
-    chosen = [one for one in sequences if protocol.includes(one.folder.as_posix())]
+    chosen = [one for one in sequences if protocol.includes(one.folder.absolute().as_posix())]
     if not chosen:
         raise EvaluationError(
             f"none of the sequences ({', '.join(one.name for one in sequences) or 'none'}) belongs to the protocol "

@@ -35,7 +35,8 @@ class Validation:
 
     Args:
         width: of the frames, pixels, a multiple of 14.
-        sequences: real sequences with poses beside the made-up scenes, each thinned out evenly.
+        sequences: real sequences with poses beside the made-up scenes, each thinned out evenly; those of the same name
+            get numbers.
         num_clips: made-up scenes.
         num_frames: frames of each; twice as many of a sequence.
 
@@ -54,7 +55,11 @@ class Validation:
             if not sequence.has_poses:
                 logger.warning("%s has no poses and is not validated on", sequence.name)
                 continue
-            self._sets[sequence.name.replace(".", "_")] = _clip(sequence, width, 2 * num_frames)
+            name = base = sequence.name.replace(".", "_")
+            number = 2
+            while name in self._sets:
+                name, number = f"{base}_{number}", number + 1
+            self._sets[name] = _clip(sequence, width, 2 * num_frames)
         self._trivial: dict[str, dict[str, float]] = {}
 
     @classmethod

@@ -20,6 +20,7 @@ from streamvggt.report import markdown
 from streamvggt.scoring import Answer, Truth, iterate_closest_points, mean_scores, score, template_depth
 from streamvggt.sequences import load_frames, open_sequence
 from streamvggt.synthetic import SyntheticConfig, render_clips
+from streamvggt.validation import Validation
 
 H, W = 42, 56
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -315,6 +316,21 @@ def test_protocols_take_the_published_sequences():
         assert protocol.name == name and protocol.source.endswith(".")
 
 
+def test_a_protocol_knows_its_sequences_from_inside_their_folder(tmp_path, monkeypatch):
+    write_sequence(tmp_path / "chess" / "seq-03")
+    monkeypatch.chdir(tmp_path / "chess")
+    protocol = replace(SEQUENCE, sequences=("chess/seq-03",), parts=("camera",))
+    assert len(evaluate_sequences(None, [open_sequence("seq-03")], protocol, width=W)["sequences"]) == 1
+
+
+def test_validation_keeps_sequences_of_the_same_name_apart(tmp_path):
+    for place, num_frames in (("a", 3), ("b", 4)):
+        write_sequence(tmp_path / place / "walk", num_frames)
+    validation = Validation.of_folders(W, [tmp_path / "a" / "walk", tmp_path / "b" / "walk"])
+    frames = {name: clips.images.shape[1] for name, clips in validation._sets.items() if name != "synthetic"}
+    assert frames == {"walk/walk": 3, "walk/walk_2": 4}
+
+
 def test_a_protocol_without_a_matching_sequence_says_what_it_takes(sequence):
     with pytest.raises(EvaluationError, match=r"none of the sequences \(walk\).*bonn-depth.*crowd2"):
         evaluate_sequences(None, [sequence], PROTOCOLS["bonn-depth"])
@@ -446,6 +462,7 @@ def test_the_command_line_fails_where_a_sequence_fails(tmp_path, capsys):
         (["--model", "none"], "--data"),
         (["--model", "none", "--data", "no/such/folder"], "no/such/folder"),
         (["--model", "no/such.pt", "--synthetic", "1"], "no/such.pt"),
+        (["--model", "tiny", "--synthetic", "1", "--width", "100"], "multiple of the patch size 14, got 100; use 98"),
     ],
 )
 def test_requests_that_cannot_be_met_are_one_clear_line(capsys, arguments, message):
