@@ -240,8 +240,9 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "tum-camera",
-            _CAMERA_SOURCE + "The dynamic sequences of freiburg3: of the frames that have a pose within 20 ms, every "
-            "third, 90 at most. Which sequences: not confirmed (MonST3R takes those of its download script).",
+            _CAMERA_SOURCE + "The dynamic sequences of freiburg3: of the frames that have depth and a pose within "
+            "20 ms, every third, 90 at most (MonST3R asks for the pose alone, so a few frames differ). "
+            "Which sequences: not confirmed (MonST3R takes those of its download script).",
             layout="tum",
             parts=("camera",),
             stride=3,

@@ -98,7 +98,8 @@ def trajectory_png(truth: Truth, answers: Mapping[str, Answer]) -> bytes | None:
     """Draw camera paths from above and from the side, each brought onto the true one by a similarity.
 
     Returns:
-        A PNG; None without true poses, or where the true path is too short or straight to be aligned to.
+        A PNG; None without true poses or with fewer than three frames. Paths that leave the similarity open (a camera
+            that stays, or a straight line) are not drawn.
 
     Raises:
         ImportError: matplotlib is not installed.
