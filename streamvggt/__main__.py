@@ -251,6 +251,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     model = None
     if options.model != "none":
         model = load_model(options.model, device=_device(options.device), dtype=DTYPES[options.dtype])
+        patch = model.config.patch_size
+        if options.width % patch:
+            nearest = max(1, round(options.width / patch)) * patch
+            raise ValueError(
+                f"--width must be a multiple of the patch size {patch}, got {options.width}; use {nearest}"
+            )
     how = {"label": options.model, "policy": options.policy}
     report: dict[str, Any] = {"protocol": None, "sequences": [], "mean": {}, "failures": {}}
     if sequences:
@@ -273,9 +279,7 @@ def _evaluate_synthetic(options: argparse.Namespace, model: StreamVGGT | None, h
     config = SyntheticConfig(num_frames=options.frames or SyntheticConfig.num_frames, image_hw=(height, options.width))
     protocol: Protocol = replace(CLIPS, parts=("depth", "camera", "points", "tracks"))
     clips = render_clips(options.synthetic, config)
-    return {"seeds": list(options.synthetic)} | evaluate_clips(
-        model, clips, protocol, mode=options.mode, **how
-    )
+    return {"seeds": list(options.synthetic)} | evaluate_clips(model, clips, protocol, mode=options.mode, **how)
 
 
 # --- train
