@@ -63,10 +63,11 @@ def read_colmap(folder: Path) -> Listing:
     )
 
 
-def colmap_model(folder: Path) -> Path | None:
-    """Find the folder of a text model: the folder itself, ``sparse/0`` or ``sparse`` in it."""
+def colmap_model(folder: Path, suffix: str = "txt") -> Path | None:
+    """Find the folder of a model, in text or ("bin") binary: the folder itself, ``sparse/0`` or ``sparse`` in it."""
     places = (folder, folder / "sparse" / "0", folder / "sparse")
-    return next((p for p in places if (p / "cameras.txt").is_file() and (p / "images.txt").is_file()), None)
+    files = [f"{name}.{suffix}" for name in ("cameras", "images")]
+    return next((place for place in places if all((place / name).is_file() for name in files)), None)
 
 
 def _cameras(path: Path) -> dict[str, tuple[Matrix, tuple[int, int]]]:

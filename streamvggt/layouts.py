@@ -88,6 +88,8 @@ def read_generic(folder: Path) -> Listing:
         meta: dict[str, Any] = json.loads(read_text(folder / "meta.json"))
         intrinsics = pinhole(*meta["K"])
         per_metre = float(meta["depth_scale"]) if has_depth else 1.0
+        if not per_metre > 0:
+            raise ValueError(f"depth_scale must be above 0, got {per_metre}")
         times = np.arange(len(poses)) / float(meta.get("fps") or 1)
         width, height = meta.get("rgb_size", (None, None))
     except (ValueError, TypeError, KeyError) as error:
@@ -332,6 +334,7 @@ LAYOUTS = {
     "sintel": Layout(
         lambda folder: folder.resolve().parent.name == "final" and _has("frame_0001.png")(folder), read_sintel
     ),
-    "colmap": Layout(lambda folder: colmap_model(folder) is not None, read_colmap),
+    # Binary models are taken for what they are, so that the reader can say how to write text.
+    "colmap": Layout(lambda folder: any(colmap_model(folder, suffix) for suffix in ("txt", "bin")), read_colmap),
 }
 """Readers by the name of their layout."""

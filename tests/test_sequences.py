@@ -272,6 +272,10 @@ def test_lists_that_do_not_fit_are_refused_when_a_folder_is_opened(tmp_path):
     write_rows(tmp_path / "poses.txt", [2 * np.eye(3, 4).reshape(-1)] * 2)
     with pytest.raises(SequenceError, match="frame 0 is no rotation"):
         open_sequence(tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"depth_scale": 0}))
+    with pytest.raises(SequenceError, match="depth_scale must be above 0"):
+        open_sequence(tmp_path)
     (tmp_path / "meta.json").write_text("{}")
     with pytest.raises(SequenceError, match=r"meta.json: needs K"):
         open_sequence(tmp_path)
@@ -381,6 +385,15 @@ def test_colmap_distortion_is_ignored_with_one_warning_and_unknown_cameras_are_r
     write_rows(cameras, [(1, "FOV", 64, 48, 90, 90, 32, 24, 0.1)])
     with pytest.raises(SequenceError, match="cannot use the camera '1 FOV"):
         open_sequence(tmp_path)
+
+
+def test_a_binary_colmap_model_is_left_out_with_the_way_to_write_text(tmp_path, caplog):
+    for name in ("cameras.bin", "images.bin"):
+        (tmp_path / "scan" / "sparse" / "0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scan" / "sparse" / "0" / name).write_bytes(b"")
+    with pytest.raises(SequenceError, match="no sequence"):
+        find_sequences(tmp_path)
+    assert "scan: needs cameras.txt" in caplog.text and "model_converter --output_type TXT" in caplog.text
 
 
 def test_our_own_colmap_export_reads_back_as_it_was(tmp_path):
