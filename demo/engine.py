@@ -6,7 +6,7 @@ import torch
 
 from streamvggt import StreamVGGT, load_model
 
-MODEL = "tiny"
+MODEL = "small"
 
 
 @lru_cache(maxsize=1)

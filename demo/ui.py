@@ -9,17 +9,16 @@ from torch import OutOfMemoryError
 
 from streamvggt import CheckpointError
 
-from . import engine, handlers
+from . import handlers
 
-NOTE = "The model in this version is **untrained**: the scene shows that everything runs, not what the video shows."
+NOTE = "The bundled model is small: expect coarse shapes and a rough camera path. The released weights are larger."
 
 
 def build_demo() -> gr.Blocks:
     """Build the page."""
     with gr.Blocks(title="StreamVGGT", delete_cache=(3600, 3600)) as demo:
         gr.Markdown("# StreamVGGT: live 3D from video\nUpload a video, press the button, turn the scene.")
-        if engine.MODEL == "tiny":
-            gr.Markdown(NOTE)
+        gr.Markdown(NOTE)
         folder = gr.State(None, time_to_live=3600, delete_callback=handlers.close_folder)
         demo.load(handlers.open_folder, None, folder, api_visibility="private")
         with gr.Row():

@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_reconstruct)
     command.add_argument("video", metavar="VIDEO", help="a video, an animated image, or a folder of images")
     command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the results")
-    command.add_argument("--model", default="tiny", help="tiny (untrained), a file, a folder or a Hub id")
+    command.add_argument(
+        "--model", default="small", help="small (bundled), tiny (untrained), a file, a folder or a Hub id"
+    )
     command.add_argument("--fps", type=_rate, default=2.0, help="frames taken a second of video, or 'all'")
     command.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     command.add_argument("--size", type=int, help="width in pixels for the network; the model's own if not given")

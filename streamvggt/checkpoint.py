@@ -296,8 +296,8 @@ def _find(source: str | Path) -> tuple[Path, Release | None]:
     if source == "small":
         if not BUNDLED_MODEL.is_file():
             raise CheckpointError(
-                'this version ships no trained weights, so there is no "small" model; pass a file, a folder, a Hub id '
-                'such as "lch01/StreamVGGT", or "tiny" for an untrained network'
+                f'the weights of "small" are missing ({BUNDLED_MODEL}); install the package again, or pass a file, a '
+                'folder, a Hub id such as "lch01/StreamVGGT", or "tiny" for an untrained network'
             )
         return BUNDLED_MODEL, None
     path = Path(source)

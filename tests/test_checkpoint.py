@@ -209,7 +209,7 @@ def test_tiny_is_always_the_same_and_leaves_the_global_generator_alone(caplog):
 
 def test_small_is_the_bundled_file(tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(checkpoint, "BUNDLED_MODEL", tmp_path / "small.safetensors")
-    with pytest.raises(CheckpointError, match=r'ships no trained weights.*"tiny"'):
+    with pytest.raises(CheckpointError, match=r'"small" are missing.*"tiny"'):
         load_model()
     save_model(tiny, tmp_path / "small.safetensors")
     assert load_model().config == StreamVGGTConfig.tiny()

@@ -21,7 +21,7 @@ def test_a_video_becomes_a_scene(tmp_path, folder):
     pictures[0].save(tmp_path / "clip.gif", save_all=True, append_images=pictures[1:], duration=500)
     updates = list(handlers.reconstruct(str(tmp_path / "clip.gif"), 2.0, 3.0, 0.0, folder))
     assert [path is None for _, path, _ in updates] == [True, True, True, False]
-    assert all(picture.shape == (84, 112) for picture, _, _ in updates)
+    assert all(picture.shape == (168, 224) for picture, _, _ in updates)
     scene = pygltflib.GLTF2().load(updates[-1][1])
     assert sum(node.camera is not None for node in scene.nodes) == 3
     handlers.close_folder(folder)
