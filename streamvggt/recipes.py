@@ -236,7 +236,7 @@ class TrainConfig:
             recompute=True,
             dense_share=1.0,
             stages=(Stage(1.0, (10,), (1, 4), ((392, 518), (294, 518), (518, 518)), 1),),
-            scene_frames=24,
+            scene_frames=19,  # one clip of ten frames a scene, with a step of up to two
             workers=4,
             validate_every=2000,
             save_every=1000,
