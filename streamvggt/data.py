@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
@@ -50,16 +50,16 @@ class ClipBatch:
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """These clips on another device."""
-        return ClipBatch(*(getattr(self, field_.name).to(device) for field_ in fields(self)))
+        return self._each(lambda tensor: tensor.to(device))
 
     def part(self, clips: slice | Tensor) -> ClipBatch:
         """Some of the clips."""
-        return ClipBatch(*(getattr(self, field_.name)[clips] for field_ in fields(self)))
+        return self._each(lambda tensor: tensor[clips])
 
     def frames(self, order: Tensor) -> ClipBatch:
         """Other frames, seen from the first of them: ``order`` holds frame numbers ``[B, S']``, in any order."""
         rows = torch.arange(len(order), device=order.device)[:, None]
-        chosen = ClipBatch(*(getattr(self, field_.name)[rows, order] for field_ in fields(self)))
+        chosen = self._each(lambda tensor: tensor[rows, order])
         to_first = invert_pose(chosen.extrinsics[:, :1])
         return replace(chosen, extrinsics=compose(chosen.extrinsics, to_first))
 
@@ -71,9 +71,15 @@ class ClipBatch:
         distance = self.world_points[:, 0].square().sum(-1).sqrt()
         known = self.valid[:, 0]
         mean = torch.where(known, distance, 0.0).sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
-        scale = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None, None]
+        return self.shrunk(torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None, None])
+
+    def shrunk(self, scale: Tensor | float) -> ClipBatch:
+        """Divide lengths by a number, or by one a clip, ``[B, 1, 1, 1]``."""
         extrinsics = torch.cat([self.extrinsics[..., :3], self.extrinsics[..., 3:] / scale], dim=-1)
         return replace(self, depth=self.depth / scale, extrinsics=extrinsics)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        return ClipBatch(*(change(getattr(self, part.name)) for part in fields(self)))
 
 
 class ClipSource(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,10 +37,10 @@ class DinoV2(nn.Module):
     def __init__(self, config: StreamVGGTConfig) -> None:
         super().__init__()
         dim, self.patch_size = config.encoder_width, config.patch_size
-        self.grid = config.image_size // config.patch_size
+        grid = config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, dim))
         if config.encoder_num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.encoder_num_registers, dim))
             # Stands for hidden patches in DINOv2's own training. Unused here, but part of the released weights.
@@ -69,12 +70,17 @@ class DinoV2(nn.Module):
 
     def _patch_positions(self, rows: int, columns: int) -> Tensor:
         """Resize the trained position grid to ``rows x columns``; ``[1, rows * columns, C]``."""
-        positions = self.pos_embed[:, 1:]
-        if (rows, columns) == (self.grid, self.grid):
-            return positions
-        grid = positions.float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        grid = interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
-        return grid.flatten(2).transpose(1, 2).to(positions.dtype)
+        return resize_positions(self.pos_embed[:, 1:], rows, columns)
+
+
+def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Resize a square grid of position codes ``[1, side * side, C]`` to ``[1, rows * columns, C]``, as DINOv2 does."""
+    side = math.isqrt(positions.shape[1])
+    if (rows, columns) == (side, side):
+        return positions
+    grid = positions.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+    return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 
 def build_encoder(config: StreamVGGTConfig) -> DinoV2 | PatchEmbed:

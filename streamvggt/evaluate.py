@@ -24,8 +24,7 @@ from torch import Tensor
 
 from .cache import CachePolicy, KeepAll
 from .export import write_atomically
-from .geometry import invert_pose
-from .listings import Matrix
+from .geometry import compose, invert_pose
 from .model import StreamVGGT
 from .predict import Mode, Predictor, predict
 from .protocols import CLIPS, SEQUENCE, Protocol
@@ -240,27 +239,17 @@ def _load(sequence: Sequence, protocol: Protocol, image_hw: tuple[int, int]) -> 
         frames.append(index)
     if not parts:
         raise EvaluationError(f"{sequence.name}: none of {len(wanted)} frames can be read ({reason})")
-    images, depth, valid, _, intrinsics = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    extrinsics = _moved_to_the_first(np.stack([sequence.frames[index].camera_to_world for index in frames]))
+    images, depth, valid, extrinsics, intrinsics = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    extrinsics = compose(extrinsics, invert_pose(extrinsics[:1]))  # worlds may begin far from the cameras
     deep = bool(valid.any())
     truth = Truth(
         depth=depth.numpy() if deep else None,
         valid=valid.numpy() if deep else None,
-        extrinsics=extrinsics if np.isfinite(extrinsics).all() else None,
+        extrinsics=extrinsics.numpy() if extrinsics.isfinite().all() else None,
         intrinsics=intrinsics.numpy(),
         image_hw=image_hw,
     )
     return images, truth, frames, len(wanted) - len(frames)
-
-
-def _moved_to_the_first(camera_to_world: Matrix) -> Matrix:
-    """Give world-to-camera ``[S, 3, 4]`` in the world moved so that the first camera is its origin.
-
-    In float64 and before anything else: worlds may begin far from the cameras, where float32 has steps of decimetres.
-    """
-    moved = camera_to_world.copy()
-    moved[..., 3] -= camera_to_world[0, :, 3]
-    return invert_pose(moved)
 
 
 def _answers(

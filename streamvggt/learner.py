@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from .checkpoint import load_model
 from .data import ClipBatch
 from .distill import Pupil, Seen, matching_losses, teacher_losses, truth_losses
+from .encoder import resize_positions
 from .layers import Block
 from .model import Encoded, StreamVGGT
 from .optimizer import build_optimizers
@@ -78,10 +79,8 @@ def load_encoder(network: StreamVGGT, path: str | Path) -> None:
     own = network.encoder.state_dict()
     if "pos_embed" in given and "pos_embed" in own:
         side = math.isqrt(own["pos_embed"].shape[1] - 1)
-        was = math.isqrt(given["pos_embed"].shape[1] - 1)
-        grid = given["pos_embed"][:, 1:].float().unflatten(1, (was, was)).permute(0, 3, 1, 2)
-        grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
-        given["pos_embed"] = torch.cat([given["pos_embed"][:, :1].float(), grid.flatten(2).transpose(1, 2)], dim=1)
+        of_class, of_patches = given["pos_embed"].float().tensor_split([1], dim=1)
+        given["pos_embed"] = torch.cat([of_class, resize_positions(of_patches, side, side)], dim=1)
     wrong = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
     if wrong:
         raise TrainingError(f"{path} does not fit the encoder: {', '.join(wrong[:3])} missing or of another shape")

@@ -192,8 +192,9 @@ def load_frames(
 
     Returns:
         float32 tensors: images ``[S, 3, H, W]`` RGB in [0, 1]; depth ``[S, H, W]`` metres, 0 where unknown; valid, bool
-        ``[S, H, W]``, where depth is known; extrinsics ``[S, 3, 4]`` world-to-camera in the world of the sequence;
-        intrinsics ``[S, 3, 3]``, pixels of the images.
+        ``[S, H, W]``, where depth is known; extrinsics ``[S, 3, 4]`` world-to-camera in the world of the sequence, in
+        float64, as that may begin far from the cameras, where float32 has steps of decimetres; intrinsics
+        ``[S, 3, 3]``, pixels of the images.
 
     Raises:
         SequenceError: a frame cannot be read.
@@ -206,7 +207,7 @@ def load_frames(
     frames = [_cut(frame, image_hw) for frame in sources]
     images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2).float() / 255
     depth = torch.from_numpy(np.stack([np.zeros(image_hw, np.float32) if f.depth is None else f.depth for f in frames]))
-    extrinsics = torch.from_numpy(np.stack([frame.extrinsics for frame in frames])).float()
+    extrinsics = torch.from_numpy(np.stack([frame.extrinsics for frame in frames]))
     intrinsics = torch.from_numpy(np.stack([frame.intrinsics for frame in frames])).float()
     return images, depth, depth > 0, extrinsics, intrinsics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence as ListOf
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +146,10 @@ def _read_clip(sequence: Sequence, order: list[int], image_hw: tuple[int, int], 
     margins = [round(side * (zoom - 1) / 2) for side in image_hw]
     top, left = margins
     covering = (image_hw[0] + 2 * top, image_hw[1] + 2 * left)
-    images, depth, valid, _, intrinsics = load_frames(sequence, order, covering)
+    images, depth, valid, extrinsics, intrinsics = load_frames(sequence, order, covering)
     rows, columns = slice(top, top + image_hw[0]), slice(left, left + image_hw[1])
     intrinsics = intrinsics - intrinsics.new_tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
-    # In float64, as worlds may begin far from the camera.
-    camera_to_world = torch.from_numpy(np.stack([sequence.frames[index].camera_to_world for index in order]))
-    extrinsics = compose(invert_pose(camera_to_world), camera_to_world[:1]).float()
+    extrinsics = compose(extrinsics, invert_pose(extrinsics[:1])).float()
     parts = (images[..., rows, columns], depth[:, rows, columns], valid[:, rows, columns], extrinsics, intrinsics)
     return ClipBatch(*(part[None].contiguous() for part in parts))
 
@@ -163,8 +161,7 @@ def _with_scale(clip: ClipBatch, unit: float) -> ClipBatch:
     scale: float | Tensor = unit
     if clip.valid.any():
         scale = clip.world_points[clip.valid].square().sum(-1).sqrt().mean()
-    extrinsics = torch.cat([clip.extrinsics[..., :3], clip.extrinsics[..., 3:] / scale], dim=-1)
-    return replace(clip, depth=clip.depth / scale, extrinsics=extrinsics)
+    return clip.shrunk(scale)
 
 
 def _mean_step(sequence: Sequence) -> float:

@@ -26,7 +26,7 @@ FIRST_HELD_OUT_SEED = 2**31
 """Scenes from here on are for validation: :class:`~streamvggt.data.ClipStream` draws seeds below 2**30."""
 
 _PROTOCOL = replace(CLIPS, parts=("depth", "camera"), depth_alignments=("median",))
-_DEPTHS, _CAMERAS = ("constant depth", "depth template"), ("static camera", "constant velocity")
+_DEPTHS = ("constant depth", "depth template")
 _PARTS = {"translation": slice(0, 3), "rotation": slice(3, 6), "fov": slice(7, 9)}
 
 
@@ -159,8 +159,8 @@ def _clip(sequence: Frames, width: int, num_frames: int) -> ClipBatch:
     """Spread frames over a sequence, seen from the first of them; ``[1, S, ...]``, metres."""
     order = np.linspace(0, len(sequence) - 1, min(num_frames, len(sequence))).round().astype(int).tolist()
     parts = load_frames(sequence, order, natural_hw(sequence, width))
-    clips = ClipBatch(*(part[None] for part in parts))
-    return clips.frames(torch.arange(len(order))[None])
+    clips = ClipBatch(*(part[None] for part in parts)).frames(torch.arange(len(order))[None])
+    return replace(clips, extrinsics=clips.extrinsics.float())
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
