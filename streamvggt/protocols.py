@@ -9,7 +9,7 @@ processed image is the caller's choice (theirs is 512 or 518 pixels wide).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .metrics import DepthAlignment
@@ -115,6 +115,56 @@ _KITTI_FRAMES = (
 
 _VIDEO: tuple[DepthAlignment, ...] = ("scale", "scale_shift")
 
+_VIDEO_DEPTH = (
+    Protocol(
+        "sintel-depth",
+        _VIDEO_SOURCE + _SINTEL_FRAMES,
+        layout="sintel",
+        parts=("depth",),
+        sequences=_SINTEL,
+        num_frames=None,
+        depth_alignments=_VIDEO,
+        max_depth=70,
+        clip_max=70,
+        weigh_pixels=True,
+    ),
+    Protocol(
+        "bonn-depth",
+        _VIDEO_SOURCE + _BONN_FRAMES,
+        layout="bonn",
+        parts=("depth",),
+        sequences=_BONN,
+        first_frame=30,
+        stride=1,
+        num_frames=110,
+        depth_alignments=_VIDEO,
+        max_depth=70,
+        weigh_pixels=True,
+    ),
+    Protocol(
+        "kitti-depth",
+        _VIDEO_SOURCE + _KITTI_FRAMES,
+        layout="kitti_depth",
+        parts=("depth",),
+        stride=1,
+        num_frames=110,
+        depth_alignments=_VIDEO,
+        weigh_pixels=True,
+    ),
+)
+
+
+def _by_frame(protocol: Protocol) -> Protocol:
+    """Take the frames and depths of a video protocol, each frame alone and scaled to its median."""
+    return replace(
+        protocol,
+        name=protocol.name.replace("-depth", "-frame-depth"),
+        source=protocol.source.replace(_VIDEO_SOURCE, _FRAME_SOURCE),
+        single_frames=True,
+        depth_alignments=("median",),
+    )
+
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -146,79 +196,8 @@ PROTOCOLS: dict[str, Protocol] = {
             icp_distance=0.1,
             max_points=300_000,
         ),
-        Protocol(
-            "sintel-depth",
-            _VIDEO_SOURCE + _SINTEL_FRAMES,
-            layout="sintel",
-            parts=("depth",),
-            sequences=_SINTEL,
-            num_frames=None,
-            depth_alignments=_VIDEO,
-            max_depth=70,
-            clip_max=70,
-            weigh_pixels=True,
-        ),
-        Protocol(
-            "bonn-depth",
-            _VIDEO_SOURCE + _BONN_FRAMES,
-            layout="bonn",
-            parts=("depth",),
-            sequences=_BONN,
-            first_frame=30,
-            stride=1,
-            num_frames=110,
-            depth_alignments=_VIDEO,
-            max_depth=70,
-            weigh_pixels=True,
-        ),
-        Protocol(
-            "kitti-depth",
-            _VIDEO_SOURCE + _KITTI_FRAMES,
-            layout="kitti_depth",
-            parts=("depth",),
-            stride=1,
-            num_frames=110,
-            depth_alignments=_VIDEO,
-            weigh_pixels=True,
-        ),
-        Protocol(
-            "sintel-frame-depth",
-            _FRAME_SOURCE + _SINTEL_FRAMES,
-            layout="sintel",
-            parts=("depth",),
-            sequences=_SINTEL,
-            num_frames=None,
-            single_frames=True,
-            depth_alignments=("median",),
-            max_depth=70,
-            clip_max=70,
-            weigh_pixels=True,
-        ),
-        Protocol(
-            "bonn-frame-depth",
-            _FRAME_SOURCE + _BONN_FRAMES,
-            layout="bonn",
-            parts=("depth",),
-            sequences=_BONN,
-            first_frame=30,
-            stride=1,
-            num_frames=110,
-            single_frames=True,
-            depth_alignments=("median",),
-            max_depth=70,
-            weigh_pixels=True,
-        ),
-        Protocol(
-            "kitti-frame-depth",
-            _FRAME_SOURCE + _KITTI_FRAMES,
-            layout="kitti_depth",
-            parts=("depth",),
-            stride=1,
-            num_frames=110,
-            single_frames=True,
-            depth_alignments=("median",),
-            weigh_pixels=True,
-        ),
+        *_VIDEO_DEPTH,
+        *(_by_frame(protocol) for protocol in _VIDEO_DEPTH),
         Protocol(
             "nyuv2-frame-depth",
             _FRAME_SOURCE + "The 654 test pictures as MonST3R's prepare_nyuv2.py unpacks them, no limit on depth, the "
