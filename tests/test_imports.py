@@ -23,6 +23,7 @@ LAYERS = [
     {"distill", "evaluate", "predict", "protocols", "recipes", "report", "scoring"},
     {"journal", "learner", "validation"},
     {"train"},
+    {"cli"},
     {"__main__"},
 ]
 # Within a row, the modules that build on others of it.

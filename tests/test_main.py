@@ -111,7 +111,7 @@ def test_interruption_ends_quietly(video, tmp_path, capsys, monkeypatch):
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("streamvggt.__main__.load_model", interrupt)
+    monkeypatch.setattr("streamvggt.cli.reconstruct.load_model", interrupt)
     assert main(["reconstruct", str(video), "-o", str(tmp_path / "out")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -570,7 +570,7 @@ def test_a_run_without_tensorboard_says_so_once(tmp_path, monkeypatch, caplog):
 
 
 def test_the_command_line_trains_goes_on_and_refuses_other_settings(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("streamvggt.__main__.Validation.of_folders", lambda *_: lambda _network: {"synthetic.x": 0.5})
+    monkeypatch.setattr("streamvggt.cli.train.Validation.of_folders", lambda *_: lambda _network: {"synthetic.x": 0.5})
     monkeypatch.setattr(SyntheticSource, "clips", Noise.clips)
     command = f"train --config tiny -o {tmp_path} --device cpu --skip-check --set num_steps=2 log_every=1".split()
     assert main(command) == 0
