@@ -27,7 +27,7 @@ from .checkpoint import (
     to_official,
 )
 from .config import StreamVGGTConfig, TrackConfig
-from .export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from .export import colmap_files, npz_bytes, ply_bytes, tum_trajectory, write_atomically
 from .geometry import (
     Similarity,
     align_similarity,
@@ -38,10 +38,13 @@ from .geometry import (
     project,
     unproject,
 )
+from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
 from .model import StreamVGGT
+from .pictures import depth_picture
 from .scene import PointFilter, Scene
 from .session import StreamSession
+from .thinning import VoxelThinning
 from .types import Camera, Frame, FramePrediction, Placement, PointCloud, Predictions
 from .video import VideoError, VideoInfo, describe_video, read_frames
 
@@ -66,12 +69,15 @@ __all__ = [
     "TrackConfig",
     "VideoError",
     "VideoInfo",
+    "VoxelThinning",
     "align_similarity",
     "colmap_files",
     "decode_pose",
     "depth_edges",
+    "depth_picture",
     "describe_video",
     "encode_pose",
+    "frame_glb_bytes",
     "from_official",
     "from_pretrained",
     "from_source_xy",

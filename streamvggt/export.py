@@ -1,7 +1,7 @@
-"""Turn points and cameras into the bytes of files that other programs read: GLB, PLY, COLMAP, TUM, NPZ.
+"""Turn points and cameras into the bytes of files that other programs read: PLY, COLMAP, TUM, NPZ.
 
 The scale of every file is relative: the first frame sets it. The world is the first camera's frame in OpenCV axes
-(x right, y down, z forward), except in GLB, where y points up and z back.
+(x right, y down, z forward). GLB has a module of its own.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ import secrets
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from streamvggt.geometry import invert_pose, matrix_to_quaternion
-from streamvggt.gltf import LINE_STRIP, LINES, POINTS, GlbWriter
-from streamvggt.types import ByteArray, FloatArray, FramePrediction, PointCloud, PosedCamera
+from streamvggt.types import FramePrediction, PointCloud, PosedCamera
 
-_SCALE_NOTE = "The scale is relative: the first frame sets it."
+SCALE_NOTE = "The scale is relative: the first frame sets it."
+"""What every file says about its unit."""
+
 _WORLD_NOTE = "The world is the first camera's frame in OpenCV axes: x right, y down, z forward."
-
-# Half a turn about x leads from OpenCV to glTF axes and back. A pose has it on both sides, for world and camera.
-_GLTF_AXES = np.array([1, -1, -1], np.float32)
-_FIRST_TO_LAST_COLORS = np.array([[60, 100, 230], [220, 60, 160], [250, 160, 30]])
 
 _PLY_PROPERTIES = {
     "x": ("float", "<f4"),
@@ -47,107 +43,6 @@ _COLMAP_CAMERA = np.dtype([("id", "<u4"), ("model", "<i4"), ("size_wh", "<u8", 2
 _COLMAP_POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")])
 
 
-def glb_bytes(
-    cloud: PointCloud, cameras: Sequence[PosedCamera] | None = None, *, frustum_scale: float | None = None
-) -> bytes:
-    """Write points and cameras as one binary glTF 2.0 file, which 3D viewers and browsers open.
-
-    The node ``points`` holds float32 positions, linear colours (glTF wants no sRGB on vertices) and the attribute
-    ``_CONFIDENCE``, 1 - 1 / confidence in [0, 1]. With cameras there are one glTF camera node per frame, named
-    ``frame_0000`` and so on, ``frustums`` (lines, blue for the first frame to orange for the last) and, from two
-    cameras on, ``trajectory``. A glTF camera looks through the middle of its image; frustums follow the intrinsics.
-    The world has glTF axes: x right, y up, z back.
-
-    Args:
-        cloud: the points; none are fine, and leave the node out.
-        cameras: whose poses to show, in the order of the trajectory.
-        frustum_scale: how far the frustums reach, scene units; None takes a twentieth of the extent of these points
-            and cameras, so give it where several files are shown together.
-
-    Raises:
-        ValueError: a point or a camera is not finite, or ``frustum_scale`` is not positive.
-    """
-    _require_finite_points(cloud)
-    if frustum_scale is not None and not 0 < frustum_scale < math.inf:
-        raise ValueError(f"frustum_scale must be positive, got {frustum_scale}; None derives it from the scene")
-    glb = GlbWriter()
-    if len(cloud):
-        glb.add_mesh("points", _gltf_vertices(cloud.points, cloud.colors, cloud.confidence), POINTS)
-    if cameras:
-        extrinsics, intrinsics = _camera_arrays(cameras)
-        camera_to_world = invert_pose(extrinsics)
-        colors = _first_to_last_colors(len(cameras))
-        reach = frustum_scale or _twentieth_of_extent(cloud.points, camera_to_world[..., 3])
-        corners, edges = _frustums(cameras, camera_to_world, intrinsics, reach)
-        glb.add_mesh("frustums", _gltf_vertices(corners, np.repeat(colors, 5, axis=0)), LINES, edges)
-        if len(cameras) > 1:
-            glb.add_mesh("trajectory", _gltf_vertices(camera_to_world[..., 3], colors), LINE_STRIP)
-        for camera, pose, (fx, fy) in zip(cameras, camera_to_world, intrinsics[:, [0, 1], [0, 1]], strict=True):
-            height, width = camera.image_hw
-            gltf_pose = np.vstack([_GLTF_AXES[:, None] * pose * np.append(_GLTF_AXES, 1), [0, 0, 0, 1]])
-            glb.add_camera(
-                f"frame_{camera.index:04d}",
-                gltf_pose,
-                fov_y_rad=2 * math.atan(height / (2 * fy)),
-                aspect=float((width / fx) / (height / fy)),
-                extras={"frame": int(camera.index), "time_s": float(camera.time_s)},
-            )
-    return glb.to_bytes(
-        extras={
-            "scale": _SCALE_NOTE,
-            "axes": "The world is the first camera's frame, x right, y up, z back: OpenCV's (x, -y, -z).",
-            "confidence": "_CONFIDENCE is 1 - 1 / confidence, confidence >= 1.",
-        }
-    )
-
-
-def _gltf_vertices(points: NDArray[Any], colors: ByteArray, confidence: FloatArray | None = None) -> NDArray[np.void]:
-    """Interleave OpenCV points, sRGB colours and confidence as glTF attributes, each 4-byte aligned."""
-    fields: list[Any] = [("POSITION", "<f4", 3), ("COLOR_0", "<f4", 3)]
-    if confidence is not None:
-        fields += [("_CONFIDENCE", "<u2"), ("padding", "<u2")]
-    vertices = np.zeros(len(points), fields)
-    vertices["POSITION"] = points * _GLTF_AXES
-    srgb = np.arange(256) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)  # IEC 61966-2-1
-    # Floats: 8 linear bits would merge the dark levels, and trimesh misreads 16.
-    vertices["COLOR_0"] = linear.astype(np.float32)[colors]
-    if confidence is not None:
-        vertices["_CONFIDENCE"] = np.round(65535 * (1 - 1 / np.maximum(confidence, 1)))
-    return vertices
-
-
-def _first_to_last_colors(count: int) -> ByteArray:
-    """``[count, 3]``, sRGB."""
-    progress = np.linspace(0, 1, count)
-    knots = np.linspace(0, 1, len(_FIRST_TO_LAST_COLORS))
-    channels = [np.interp(progress, knots, channel) for channel in _FIRST_TO_LAST_COLORS.T]
-    return np.stack(channels, axis=-1).astype(np.uint8)
-
-
-def _frustums(
-    cameras: Sequence[PosedCamera], camera_to_world: NDArray[np.float64], intrinsics: NDArray[np.float64], reach: float
-) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-    """Corners ``[5 S, 3]`` of a pyramid per camera (its centre, then the image's corners), and its edges' ends."""
-    pixels = np.zeros((len(cameras), 5, 3))
-    for corners, camera in zip(pixels, cameras, strict=True):
-        height, width = camera.image_hw
-        top, left, bottom, right = -0.5, -0.5, height - 0.5, width - 0.5
-        corners[1:] = [[left, top, 1], [right, top, 1], [right, bottom, 1], [left, bottom, 1]]
-    rays = pixels @ np.linalg.inv(intrinsics).swapaxes(1, 2)
-    corners = camera_to_world[:, None, :, 3] + reach * rays @ camera_to_world[..., :3].swapaxes(1, 2)
-    edges = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
-    indices = 5 * np.arange(len(cameras))[:, None, None] + edges
-    return corners.reshape(-1, 3), indices.reshape(-1).astype(np.uint32)
-
-
-def _twentieth_of_extent(points: FloatArray, centers: NDArray[np.float64]) -> float:
-    some = points[:: len(points) // 10_000 + 1]
-    # Percentiles, for a few stray points must not blow up the frustums.
-    low, high = np.percentile(np.concatenate([some, centers]), (5, 95), axis=0)
-    return 0.05 * float(np.linalg.norm(high - low)) or 0.1
-
-
 def ply_bytes(cloud: PointCloud) -> bytes:
     """Write points as a binary little endian PLY file.
 
@@ -156,12 +51,12 @@ def ply_bytes(cloud: PointCloud) -> bytes:
     Raises:
         ValueError: a point is not finite.
     """
-    _require_finite_points(cloud)
+    require_finite_points(cloud)
     vertices = np.empty(len(cloud), [(name, dtype) for name, (_, dtype) in _PLY_PROPERTIES.items()])
     columns = (*cloud.points.T, *cloud.colors.T, cloud.confidence, cloud.frame_index)
     for name, values in zip(_PLY_PROPERTIES, columns, strict=True):
         vertices[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"comment {_SCALE_NOTE}", f"comment {_WORLD_NOTE}"]
+    header = ["ply", "format binary_little_endian 1.0", f"comment {SCALE_NOTE}", f"comment {_WORLD_NOTE}"]
     header += [f"element vertex {len(cloud)}"]
     header += [f"property {kind} {name}" for name, (kind, _) in _PLY_PROPERTIES.items()]
     return "\n".join([*header, "end_header\n"]).encode() + vertices.tobytes()
@@ -192,8 +87,8 @@ def colmap_files(
 
     Source: COLMAP documentation, "Output Format".
     """
-    _require_finite_points(cloud)
-    extrinsics, intrinsics = _camera_arrays(cameras)
+    require_finite_points(cloud)
+    extrinsics, intrinsics = camera_arrays(cameras)
     names = [f"frame_{camera.index:06d}.png" for camera in cameras] if names is None else list(names)
     if len(names) != len(cameras) or len(set(names)) != len(names) or any(name.split() != [name] for name in names):
         raise ValueError(
@@ -243,7 +138,7 @@ def _colmap_text(
     rows = zip(*(column.tolist() for column in columns), strict=True)
     # Nine digits hold a float32 exactly.
     lines["points3D.txt"] += [f"{i} {x:.9g} {y:.9g} {z:.9g} {r} {g} {b} -1" for i, x, y, z, r, g, b in rows]
-    notes = [f"# {_SCALE_NOTE}", f"# {_WORLD_NOTE}"]
+    notes = [f"# {SCALE_NOTE}", f"# {_WORLD_NOTE}"]
     return {name: ("\n".join(notes + content) + "\n").encode() for name, content in lines.items()}
 
 
@@ -255,9 +150,9 @@ def tum_trajectory(cameras: Sequence[PosedCamera]) -> str:
     Raises:
         ValueError: there is no camera, or one is not finite.
     """
-    camera_to_world = invert_pose(_camera_arrays(cameras)[0])
+    camera_to_world = invert_pose(camera_arrays(cameras)[0])
     numbers = np.concatenate([camera_to_world[..., 3], _quaternions_xyzw(camera_to_world)], axis=-1).tolist()
-    lines = [f"# {_SCALE_NOTE}", f"# {_WORLD_NOTE}", "# camera-to-world: timestamp tx ty tz qx qy qz qw"]
+    lines = [f"# {SCALE_NOTE}", f"# {_WORLD_NOTE}", "# camera-to-world: timestamp tx ty tz qx qy qz qw"]
     for camera, row in zip(cameras, numbers, strict=True):
         lines.append(" ".join([f"{camera.time_s:.6f}", *(f"{number:.9g}" for number in row)]))
     return "\n".join(lines) + "\n"
@@ -291,7 +186,7 @@ def npz_bytes(predictions: Sequence[FramePrediction]) -> bytes:
                     row[: len(value)] = value
     arrays["readme"] = np.array(
         [
-            _SCALE_NOTE,
+            SCALE_NOTE,
             _WORLD_NOTE,
             "extrinsics: world-to-camera [3, 4]; intrinsics: pixels, integer coordinates are pixel centres.",
             "depth: z in the camera; world_points: world; confidence >= 1; images: sRGB; tracks: xy in pixels.",
@@ -326,7 +221,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         raise
 
 
-def _require_finite_points(cloud: PointCloud) -> None:
+def require_finite_points(cloud: PointCloud) -> None:
+    """Raise ValueError for a cloud with a position or confidence that no file can hold."""
     finite = np.isfinite(cloud.points).all(axis=-1) & np.isfinite(cloud.confidence)
     if not finite.all():
         raise ValueError(
@@ -335,8 +231,8 @@ def _require_finite_points(cloud: PointCloud) -> None:
         )
 
 
-def _camera_arrays(cameras: Sequence[PosedCamera]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Stack the cameras' extrinsics ``[S, 3, 4]`` and intrinsics ``[S, 3, 3]``, checked."""
+def camera_arrays(cameras: Sequence[PosedCamera]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Stack the cameras' extrinsics ``[S, 3, 4]`` and intrinsics ``[S, 3, 3]``; ValueError where one is not finite."""
     if not cameras:
         raise ValueError("cameras must have at least one camera, got none")
     for camera in cameras:

@@ -1,4 +1,4 @@
-"""Write binary glTF 2.0 files (GLB): meshes without surfaces (points, lines) and cameras, unlit.
+"""Write binary glTF 2.0 files (GLB): meshes without surfaces (points, lines), cameras and pictures, unlit.
 
 Our own, because libraries lose what we need: trimesh writes sRGB colours where the format wants linear ones and drops
 attributes of one's own. Source: Khronos, glTF 2.0 specification, and its extension KHR_materials_unlit.
@@ -31,7 +31,7 @@ class GlbWriter:
     def __init__(self) -> None:
         self._binary: list[bytes] = []
         self._parts: dict[str, list[dict[str, Any]]] = {
-            name: [] for name in ("nodes", "meshes", "cameras", "accessors", "bufferViews")
+            name: [] for name in ("nodes", "meshes", "cameras", "images", "accessors", "bufferViews")
         }
 
     def add_mesh(self, name: str, vertices: NDArray[Any], mode: int, indices: NDArray[np.uint32] | None = None) -> None:
@@ -87,6 +87,10 @@ class GlbWriter:
         # The format lists a matrix column by column.
         self._add("nodes", name=name, camera=camera, matrix=pose.T.ravel().tolist(), extras=extras)
 
+    def add_image(self, name: str, jpeg: bytes) -> None:
+        """Add a picture that no mesh wears, for readers that look for its name."""
+        self._add("images", name=name, mimeType="image/jpeg", bufferView=self._add_view(jpeg))
+
     def to_bytes(self, extras: dict[str, str]) -> bytes:
         """Return the file; ``extras`` are notes about all of it."""
         nodes = list(range(len(self._parts["nodes"])))
@@ -101,11 +105,12 @@ class GlbWriter:
         binary_chunk = []
         if binary_size:
             document["buffers"] = [{"byteLength": binary_size}]
+            binary_chunk = [struct.pack("<I4s", binary_size, b"BIN\0"), *self._binary]
+        if self._parts["meshes"]:
             # The factors are what the extension advises for readers that do not know it.
             fallback = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
             document["materials"] = [{"pbrMetallicRoughness": fallback, "extensions": {"KHR_materials_unlit": {}}}]
             document["extensionsUsed"] = ["KHR_materials_unlit"]
-            binary_chunk = [struct.pack("<I4s", binary_size, b"BIN\0"), *self._binary]
         text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-len(text) % 4)
         chunks = [struct.pack("<I4s", len(text), b"JSON"), text, *binary_chunk]
@@ -116,7 +121,6 @@ class GlbWriter:
         return len(self._parts[kind]) - 1
 
     def _add_view(self, data: bytes, **properties: Any) -> int:
-        # Vertices and indices are multiples of 4 bytes, so every view begins at one, as the format demands.
         offset = sum(map(len, self._binary))
-        self._binary.append(data)
+        self._binary.append(data + bytes(-len(data) % 4))  # every view must begin at a multiple of 4 bytes
         return self._add("bufferViews", buffer=0, byteOffset=offset, byteLength=len(data), **properties)

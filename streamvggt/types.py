@@ -165,3 +165,7 @@ class PointCloud:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def select(self, which: NDArray[np.bool_] | NDArray[np.integer]) -> PointCloud:
+        """Return the points of a mask ``[N]``, or of row numbers in their order."""
+        return PointCloud(self.points[which], self.colors[which], self.confidence[which], self.frame_index[which])

@@ -14,8 +14,10 @@ import pygltflib
 import pytest
 import trimesh
 from evo.tools import file_interface
+from PIL import Image
 
-from streamvggt.export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from streamvggt.export import colmap_files, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from streamvggt.glb import frame_glb_bytes, glb_bytes
 from streamvggt.types import Camera, FramePrediction, PointCloud
 
 TESTS = Path(__file__).parent
@@ -209,6 +211,101 @@ def test_a_stray_point_does_not_blow_up_the_frustums():
     assert -corners[1, 2] == pytest.approx(0.156, rel=0.05)
 
 
+def chunk_of(cloud, *, extrinsics=LOOKS_ALONG_X, image_hw=(160, 200), index=12):
+    rng = np.random.default_rng(0)
+    image = np.zeros((*image_hw, 3), np.uint8)
+    image[:, image_hw[1] // 2 :] = [200, 60, 60]
+    prediction = FramePrediction(
+        index=index,
+        time_s=0.5,
+        image=image,
+        depth=np.broadcast_to(np.geomspace(1, 4, image_hw[1], dtype=np.float32), image_hw),
+        depth_conf=1 + rng.random(image_hw, np.float32),
+        world_points=rng.random((*image_hw, 3), np.float32),
+        world_points_conf=1 + rng.random(image_hw, np.float32),
+        extrinsics=np.array(extrinsics, np.float32),
+        intrinsics=INTRINSICS,
+    )
+    return frame_glb_bytes(prediction, cloud)
+
+
+def pictures_of(gltf):
+    """The JPEG pictures by name, read through their buffer views."""
+    pictures = {}
+    for image in gltf.images:
+        assert image.mimeType == "image/jpeg"
+        view = gltf.bufferViews[image.bufferView]
+        data = gltf.binary_blob()[view.byteOffset : view.byteOffset + view.byteLength]
+        pictures[image.name] = np.asarray(Image.open(io.BytesIO(data), formats=["JPEG"]))
+    return pictures
+
+
+@pytest.mark.parametrize("cloud", [pytest.param(CLOUD, id="points"), pytest.param(NO_POINTS, id="none")])
+def test_the_khronos_validator_has_nothing_to_say_about_a_chunk(tmp_path, cloud):
+    path = tmp_path / "000012.glb"
+    path.write_bytes(chunk_of(cloud, image_hw=(161, 201)))
+    issues = validate(path)
+    # The pictures are for the viewer's film strip: no mesh wears them, and no texture unit needs powers of two.
+    remarks = {(message["code"], message["pointer"]) for message in issues["messages"]}
+    codes = ("UNUSED_OBJECT", "IMAGE_NPOT_DIMENSIONS")
+    assert remarks == {(code, f"/images/{number}") for code in codes for number in (0, 1)}
+    assert (issues["numErrors"], issues["numWarnings"]) == (0, 0)
+
+
+def test_a_chunk_holds_points_of_gltf_axes_linear_colors_and_plain_confidence():
+    gltf = pygltflib.GLTF2.load_from_bytes(chunk_of(CLOUD))
+    position = read_attribute(gltf, "points", "POSITION")
+    color = read_attribute(gltf, "points", "COLOR_0")
+    confidence = read_attribute(gltf, "points", "_CONFIDENCE")
+    order = np.argsort(-position[:, 0])
+    np.testing.assert_array_equal(position[order], [[1, -2, -3], [-0.5, 0, -4.25]])
+    # As in a scene's GLB, see above; 16 bits are 0.000015 apart.
+    np.testing.assert_allclose(color[order], [[0.57758, 0.04519, 0.04519], [0, 1, 0.00030]], atol=2e-5)
+    assert confidence[order].ravel().tolist() == [4, 1]
+    view = gltf.bufferViews[gltf.accessors[gltf.meshes[0].primitives[0].attributes.POSITION].bufferView]
+    assert view.byteStride == 24
+    scene = trimesh.load(io.BytesIO(chunk_of(CLOUD)), file_type="glb")
+    vertices = scene.geometry["points"].vertices
+    np.testing.assert_array_equal(vertices[np.argsort(-vertices[:, 0])], [[1, -2, -3], [-0.5, 0, -4.25]])
+
+
+def test_a_chunk_tells_its_camera_as_gltf_and_as_intrinsics():
+    gltf = pygltflib.GLTF2.load_from_bytes(chunk_of(NO_POINTS))
+    assert [node.name for node in gltf.nodes] == ["frame_000012"]
+    (node,) = gltf.nodes
+    axis_x, axis_y, axis_z, position = np.reshape(node.matrix, (4, 4))[:, :3]
+    np.testing.assert_allclose(position, [1, -2, -3], atol=1e-6)
+    np.testing.assert_allclose([axis_x, axis_y, -axis_z], [[0, 0, 1], [0, 1, 0], [1, 0, 0]], atol=1e-6)
+    assert node.extras == {"frame": 12, "time_s": 0.5, "image_hw": [160, 200], "intrinsics": [100, 80, 100, 80]}
+    lens = gltf.cameras[node.camera].perspective
+    assert (lens.yfov, lens.aspectRatio) == (pytest.approx(np.pi / 2), pytest.approx(1))
+
+
+def test_a_chunk_shows_its_frame_and_its_depth_small():
+    pictures = pictures_of(pygltflib.GLTF2.load_from_bytes(chunk_of(NO_POINTS, image_hw=(300, 448))))
+    assert {name: picture.shape for name, picture in pictures.items()} == {
+        "image": (150, 224, 3),
+        "depth": (150, 224, 3),
+    }
+    assert pictures["image"][:, :100].max() < 12
+    assert np.abs(pictures["image"][:, 124:].astype(int) - [200, 60, 60]).max() < 12
+    near, far = pictures["depth"][75, 5].astype(int), pictures["depth"][75, -5].astype(int)
+    assert near[0] > near[2] + 50  # warm
+    assert far[2] > far[0] + 50  # blue
+    small = pictures_of(pygltflib.GLTF2.load_from_bytes(chunk_of(NO_POINTS, image_hw=(40, 60))))
+    assert small["image"].shape == small["depth"].shape == (40, 60, 3)
+
+
+def test_the_first_points_of_a_chunk_are_an_even_sample_and_the_same_every_time():
+    cloud = cloud_of(np.stack([np.arange(8000), np.zeros(8000), np.ones(8000)], axis=1))
+    gltf = pygltflib.GLTF2.load_from_bytes(chunk_of(cloud))
+    x = read_attribute(gltf, "points", "POSITION")[:, 0]
+    np.testing.assert_array_equal(np.sort(x), np.arange(8000))
+    # 100 expected of each of 8 blocks, standard deviation 9: five of them.
+    assert np.abs(np.histogram(x[:800], 8, (0, 8000))[0] - 100).max() < 47
+    assert chunk_of(cloud) == chunk_of(cloud)
+
+
 def test_ply_is_read_by_plyfile_and_trimesh():
     data = ply_bytes(CLOUD)
     ply = plyfile.PlyData.read(io.BytesIO(data))
@@ -352,12 +449,14 @@ def test_what_cannot_be_written_is_named():
         with pytest.raises(ValueError, match="at least one"):
             write()
     for cloud in (cloud_of([[0, 0, 0], [0, np.inf, 0]]), cloud_of(np.zeros((2, 3)), confidence=[1, np.nan])):
-        for write in (glb_bytes, ply_bytes, lambda c: colmap_files(c, [FIRST])):
+        for write in (glb_bytes, chunk_of, ply_bytes, lambda c: colmap_files(c, [FIRST])):
             with pytest.raises(ValueError, match="1 of 2 points"):
                 write(cloud)
     for scale in (0, -1, np.nan, np.inf):
         with pytest.raises(ValueError, match="frustum_scale must be positive"):
             glb_bytes(CLOUD, [FIRST], frustum_scale=scale)
+    with pytest.raises(ValueError, match="camera of frame 12 is not finite"):
+        chunk_of(CLOUD, extrinsics=np.full((3, 4), np.nan))
     with pytest.raises(ValueError, match=r"\(2, 3\), \(4, 3\)"):
         npz_bytes([predict(0), predict(1, image_hw=(4, 3))])
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import load_model
-from ..export import colmap_files, glb_bytes, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from ..export import colmap_files, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from ..glb import glb_bytes
 from ..scene import PointFilter, Scene
 from ..session import StreamSession
 from ..types import ByteArray, Frame, FramePrediction
