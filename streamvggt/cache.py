@@ -307,6 +307,11 @@ class StreamState:
         return sum(cache.nbytes for cache in caches) + self.matches.nbytes + self.tracks.nbytes
 
     @property
+    def holds_cameras(self) -> bool:
+        """Whether the camera head has seen the frames so far."""
+        return any(cache.nbytes for cache in (*self._shared_camera, *(cache for row in self._camera for cache in row)))
+
+    @property
     def block_attends(self) -> list[Attend]:
         """How each global block attends."""
         return [cache.attend for cache in self._blocks]

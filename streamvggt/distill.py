@@ -21,7 +21,7 @@ from .losses import (
     point_loss,
 )
 from .model import Encoded, StreamVGGT, full_precision
-from .types import Predictions
+from .types import Predictions, required
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +107,11 @@ def truth_losses(seen: Seen, clips: ClipBatch, dense_frames: Tensor, config: Los
     """Compare with the truth: cameras, depth and points, by the names of their weights in the configuration."""
     said = seen.predictions
     valid = clips.valid[:, dense_frames]
-    losses = {"camera": camera_loss(said.pose_enc_iterations, clips.pose_enc, config)}
+    losses = {"camera": camera_loss(required(said.pose_enc_iterations, "camera"), clips.pose_enc, config)}
     if config.depth:
-        losses["depth"] = depth_loss(said.depth, said.depth_conf, clips.depth[:, dense_frames], valid, config)
+        losses["depth"] = depth_loss(*_depth(said), clips.depth[:, dense_frames], valid, config)
     if config.points:
-        points = clips.world_points[:, dense_frames]
-        losses["points"] = point_loss(said.world_points, said.world_points_conf, points, valid, config)
+        losses["points"] = point_loss(*_points(said), clips.world_points[:, dense_frames], valid, config)
     return losses
 
 
@@ -145,12 +144,20 @@ def teacher_losses(seen: Seen, teacher: Seen, valid: Tensor, config: LossConfig)
         config: weights.
     """
     said, told = seen.predictions, teacher.predictions
-    losses = {"camera": camera_loss(said.pose_enc_iterations, told.pose_enc.detach(), config)}
+    poses = required(told.pose_enc, "camera").detach()
+    losses = {"camera": camera_loss(required(said.pose_enc_iterations, "camera"), poses, config)}
     if config.depth:
-        losses["depth"] = depth_loss(said.depth, said.depth_conf, told.depth.detach(), valid, config)
+        losses["depth"] = depth_loss(*_depth(said), _depth(told)[0].detach(), valid, config)
     if config.points:
-        points, conf = said.world_points, said.world_points_conf
-        losses["points"] = point_loss(points, conf, told.world_points.detach(), valid, config)
+        losses["points"] = point_loss(*_points(said), _points(told)[0].detach(), valid, config)
     if config.feature:
         losses["feature"] = feature_loss(seen.tokens, {i: x.detach() for i, x in teacher.tokens.items()})
     return losses
+
+
+def _depth(said: Predictions) -> tuple[Tensor, Tensor]:
+    return required(said.depth, "depth"), required(said.depth_conf, "depth")
+
+
+def _points(said: Predictions) -> tuple[Tensor, Tensor]:
+    return required(said.world_points, "points"), required(said.world_points_conf, "points")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from streamvggt.geometry import invert_pose, matrix_to_quaternion
-from streamvggt.types import FramePrediction, PointCloud, PosedCamera
+from streamvggt.types import FramePrediction, PointCloud, PosedCamera, required
 
 SCALE_NOTE = "The scale is relative: the first frame sets it."
 """What every file says about its unit."""
@@ -36,6 +36,17 @@ _PLY_PROPERTIES = {
     "confidence": ("float", "<f4"),
     "frame": ("int", "<i4"),
 }
+
+_NPZ_NAMES = (
+    "index",
+    "time_s",
+    "depth",
+    "depth_conf",
+    "world_points",
+    "world_points_conf",
+    "extrinsics",
+    "intrinsics",
+)
 
 _COLMAP_PINHOLE = 1
 _COLMAP_CAMERA = np.dtype([("id", "<u4"), ("model", "<i4"), ("size_wh", "<u8", 2), ("fx_fy_cx_cy", "<f8", 4)])
@@ -162,19 +173,28 @@ def npz_bytes(predictions: Sequence[FramePrediction]) -> bytes:
     """Write raw predictions as a NumPy archive, one array per quantity with the frames along its first axis.
 
     The names are those of :class:`FramePrediction`, but ``images`` for ``image``; ``tracks`` ``[S, N, 2]`` and
-    ``track_visibility`` ``[S, N]`` are there where a frame has them, NaN before a query came up. ``readme`` tells the
-    conventions. ``np.load(file, allow_pickle=False)`` opens it. It is not compressed: float noise hardly shrinks.
+    ``track_visibility`` ``[S, N]`` are there where a frame has them, NaN before a query came up; what no frame has is
+    left out. ``readme`` tells the conventions. ``np.load(file, allow_pickle=False)`` opens it. It is not compressed:
+    float noise hardly shrinks.
 
     Raises:
-        ValueError: there is no prediction, or the images differ in size.
+        ValueError: there is no prediction, the images differ in size, or some frames lack what others have.
     """
     if not predictions:
         raise ValueError("an archive needs at least one prediction, got none")
     sizes = {prediction.image_hw for prediction in predictions}
     if len(sizes) > 1:
         raise ValueError(f"predictions must share one height and width, got {sorted(sizes)}; write one file per size")
-    names = ["index", "time_s", "depth", "depth_conf", "world_points", "world_points_conf", "extrinsics", "intrinsics"]
-    arrays = {name: np.stack([getattr(prediction, name) for prediction in predictions]) for name in names}
+    arrays = {}
+    for name in _NPZ_NAMES:
+        values = [getattr(prediction, name) for prediction in predictions]
+        lacking = sum(value is None for value in values)
+        if lacking == 0:
+            arrays[name] = np.stack(values)
+        elif lacking < len(values):
+            raise ValueError(
+                f"{lacking} of {len(values)} predictions have no {name}; write them to a file of their own"
+            )
     arrays["images"] = np.stack([prediction.image for prediction in predictions])
     for name, tail in (("tracks", (2,)), ("track_visibility", ())):
         values = [getattr(prediction, name) for prediction in predictions]
@@ -236,6 +256,7 @@ def camera_arrays(cameras: Sequence[PosedCamera]) -> tuple[NDArray[np.float64], 
     if not cameras:
         raise ValueError("cameras must have at least one camera, got none")
     for camera in cameras:
+        required(camera.extrinsics, "camera")  # a FramePrediction may be without
         if not (np.isfinite(camera.extrinsics).all() and np.isfinite(camera.intrinsics).all()):
             raise ValueError(f"the camera of frame {camera.index} is not finite; leave this frame out")
         if not (camera.intrinsics[0, 0] > 0 and camera.intrinsics[1, 1] > 0 and math.isfinite(camera.time_s)):

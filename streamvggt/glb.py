@@ -17,7 +17,7 @@ from streamvggt.export import SCALE_NOTE, camera_arrays, require_finite_points
 from streamvggt.geometry import invert_pose
 from streamvggt.gltf import LINE_STRIP, LINES, POINTS, GlbWriter
 from streamvggt.pictures import depth_picture
-from streamvggt.types import ByteArray, FloatArray, FramePrediction, PointCloud, PosedCamera
+from streamvggt.types import ByteArray, FloatArray, FramePrediction, PointCloud, PosedCamera, required
 
 # Half a turn about x leads from OpenCV to glTF axes and back. A pose has it on both sides, for world and camera.
 _GLTF_AXES = np.array([1, -1, -1], np.float32)
@@ -90,10 +90,10 @@ def frame_glb_bytes(prediction: FramePrediction, cloud: PointCloud) -> bytes:
             and leave the node out.
 
     Raises:
-        ValueError: a point or the camera is not finite.
+        ValueError: a point or the camera is not finite, or the prediction has no camera or depth.
     """
     require_finite_points(cloud)
-    (extrinsics,), (intrinsics,) = camera_arrays([prediction])
+    (extrinsics,), (intrinsics,) = camera_arrays([prediction.camera])
     glb = GlbWriter()
     if len(cloud):
         glb.add_mesh("points", _chunk_vertices(cloud.select(_shuffled(len(cloud), prediction.index))), POINTS)
@@ -106,7 +106,7 @@ def frame_glb_bytes(prediction: FramePrediction, cloud: PointCloud) -> bytes:
     name = f"frame_{prediction.index:06d}"
     _add_camera(glb, name, prediction.image_hw, invert_pose(extrinsics), intrinsics, extras)
     glb.add_image("image", _small_jpeg(prediction.image))
-    glb.add_image("depth", _small_jpeg(depth_picture(_thinned_out(prediction.depth))))
+    glb.add_image("depth", _small_jpeg(depth_picture(_thinned_out(required(prediction.depth, "depth")))))
     confidence = "_CONFIDENCE is the network's confidence, >= 1."
     return glb.to_bytes(extras={"scale": SCALE_NOTE, "axes": _AXES_NOTE, "confidence": confidence})
 

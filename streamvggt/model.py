@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from .heads.dense import DenseHead, signed_expm1
 from .heads.track import TrackHead
 from .matching import MatchMemory, SoftMatch
 from .official import from_official
-from .types import Predictions
+from .types import OUTPUTS, Predictions
 
 
 class Encoded(NamedTuple):
@@ -94,7 +94,12 @@ class StreamVGGT(nn.Module):
         )
 
     def forward(
-        self, images: Tensor, *, state: StreamState | None = None, query_points: Tensor | None = None
+        self,
+        images: Tensor,
+        *,
+        state: StreamState | None = None,
+        query_points: Tensor | None = None,
+        outputs: Collection[str] | None = None,
     ) -> Predictions:
         """Predict cameras, depth, points and tracks.
 
@@ -108,36 +113,57 @@ class StreamVGGT(nn.Module):
             state: memory of B streams from :meth:`new_state`; it is changed.
             query_points: points to follow, ``[B, N, 2]``, xy in pixels on the first of the S frames. Points given on
                 later calls are followed beside the earlier ones, in the order in which they came.
+            outputs: what is wanted of "camera", "depth", "points" and "tracks"; only the heads that it takes run, and
+                the other fields of the result are None. None takes all that the network has; tracks need query points
+                beside. Cameras and tracks look at those of earlier frames, so a stream has cameras from its first frame
+                on or never, and tracks for as long as it follows points.
 
         Raises:
             ValueError: an argument does not fit the above, the network or the stream.
         """
         b, s, height, width = self._check_images(images)
         self._check_query_points(query_points, b, (height, width))
+        wanted = self.check_outputs(outputs)
+        if query_points is not None and "tracks" not in wanted:
+            raise ValueError('query_points were given, but "tracks" are not among the outputs that are wanted')
         if state is None:
             attend = causal_attention if self.config.attention == "causal" else full_attention
-            tokens = self._tokens(images, [attend] * self.config.depth)
+            tokens = self._tokens(images, [attend] * self.config.depth, wanted)
             with full_precision(images.device.type):
-                predictions = self._decode(tokens, (height, width), lambda _round, _block: attend)
+                predictions = self._decode(tokens, (height, width), lambda _round, _block: attend, wanted)
                 if query_points is not None and self.track_head is not None:
                     frames = self.track_head.features(tokens, (height, width))
                     tracks = self.track_head(query_points, frames)
                     predictions.tracks, predictions.track_visibility, predictions.track_conf = tracks
             return predictions
         with torch.no_grad():
-            _check_continues(state, (b, height, width), s)
+            _check_continues(state, (b, height, width), s, wanted)
             state.slots.begin(s)
             encoded = self._encode(images)
             tokens, matches = self._aggregate(
-                encoded, (height, width), state.block_attends, state.num_frames, state.matches
+                encoded, (height, width), state.block_attends, state.num_frames, state.matches, wanted
             )
             with full_precision(images.device.type):
-                predictions = self._decode(tokens, (height, width), state.camera_attend)
+                predictions = self._decode(tokens, (height, width), state.camera_attend, wanted)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             state.slots.commit()
             state.matches = matches
             state.input_shape = (b, height, width)
         return predictions
+
+    def check_outputs(self, outputs: Collection[str] | None) -> Collection[str]:
+        """Return what :meth:`forward` makes of ``outputs``.
+
+        Raises:
+            ValueError: they name what there is not, or nothing.
+        """
+        if outputs is None:
+            return OUTPUTS if self.track_head is not None else OUTPUTS - {"tracks"}
+        if isinstance(outputs, str) or not outputs or not OUTPUTS.issuperset(outputs):
+            raise ValueError(f"outputs must name one or more of {sorted(OUTPUTS)}, got {outputs!r}")
+        if "tracks" in outputs and self.track_head is None:
+            raise ValueError('outputs name "tracks", but this network has no track head (config.track is None)')
+        return outputs
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load tensors under our names or those of the released checkpoints; see ``torch.nn.Module``."""
@@ -162,9 +188,12 @@ class StreamVGGT(nn.Module):
 
         return push_to_hub(self, repo_id, **options)
 
-    def _tokens(self, images: Tensor, attends: Sequence[Attend]) -> dict[int, Tensor]:
+    def _tokens(
+        self, images: Tensor, attends: Sequence[Attend], outputs: Collection[str] = OUTPUTS
+    ) -> dict[int, Tensor]:
         """Tokens of the layers that the heads read, of frames that begin a stream or are a batch of their own."""
-        return self._aggregate(self._encode(images), (images.shape[-2], images.shape[-1]), attends)[0]
+        image_hw = (images.shape[-2], images.shape[-1])
+        return self._aggregate(self._encode(images), image_hw, attends, outputs=outputs)[0]
 
     def _encode(self, images: Tensor) -> Encoded:
         """Look at each frame by itself."""
@@ -182,6 +211,7 @@ class StreamVGGT(nn.Module):
         attends: Sequence[Attend],
         first_frame: int = 0,
         matches: MatchMemory = MatchMemory(),  # noqa: B008 (frozen)
+        outputs: Collection[str] = OUTPUTS,
     ) -> tuple[dict[int, Tensor], MatchMemory]:
         """Look across frames; tokens of the layers that the heads read, in the heads' precision."""
         grid_hw = (image_hw[0] // self.config.patch_size, image_hw[1] // self.config.patch_size)
@@ -194,30 +224,43 @@ class StreamVGGT(nn.Module):
                 found, matches = self.soft_match(descriptors, matches, grid_hw)
             patches = patches + found
         patches = patches.to(self.aggregator.camera_token.dtype)
-        layers = {*self.config.dense_layers, self.config.depth - 1}
+        layers = {self.config.depth - 1} if "camera" in outputs else set()
+        if not {"depth", "points", "tracks"}.isdisjoint(outputs):
+            layers |= {*self.config.dense_layers}
         tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
         dtype = self.camera_head.token_norm.weight.dtype
         return {layer: x.to(dtype) for layer, x in tokens.items()}, matches
 
     def _decode(
-        self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int], attend: Callable[[int, int], Attend]
+        self,
+        tokens: Mapping[int, Tensor],
+        image_hw: tuple[int, int],
+        attend: Callable[[int, int], Attend],
+        outputs: Collection[str] = OUTPUTS,
     ) -> Predictions:
-        """Read cameras and dense maps off the tokens."""
-        return self._dense(tokens, image_hw, self.camera_head(tokens[self.config.depth - 1], attend))
+        """Read what is wanted of cameras and dense maps off the tokens."""
+        poses = self.camera_head(tokens[self.config.depth - 1], attend) if "camera" in outputs else None
+        return self._dense(tokens, image_hw, poses, outputs)
 
-    def _dense(self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int], poses: Tensor) -> Predictions:
-        """Read dense maps off the tokens, beside poses of all rounds."""
-        poses = poses.float()
-        depth, depth_conf = self.depth_head(tokens, image_hw)
-        points, points_conf = self.point_head(tokens, image_hw)
-        return Predictions(
-            pose_enc=poses[-1],
-            pose_enc_iterations=poses,
-            depth=depth[..., 0].float().exp(),
-            depth_conf=depth_conf.float(),
-            world_points=signed_expm1(points.float()),
-            world_points_conf=points_conf.float(),
-        )
+    def _dense(
+        self,
+        tokens: Mapping[int, Tensor],
+        image_hw: tuple[int, int],
+        poses: Tensor | None,
+        outputs: Collection[str] = OUTPUTS,
+    ) -> Predictions:
+        """Read what is wanted of dense maps off the tokens, beside poses of all rounds where there are any."""
+        said = Predictions()
+        if poses is not None:
+            said.pose_enc_iterations = poses.float()
+            said.pose_enc = said.pose_enc_iterations[-1]
+        if "depth" in outputs:
+            depth, conf = self.depth_head(tokens, image_hw)
+            said.depth, said.depth_conf = depth[..., 0].float().exp(), conf.float()
+        if "points" in outputs:
+            points, conf = self.point_head(tokens, image_hw)
+            said.world_points, said.world_points_conf = signed_expm1(points.float()), conf.float()
+        return said
 
     def _track_in_stream(
         self,
@@ -288,8 +331,18 @@ class StreamVGGT(nn.Module):
             raise ValueError("query_points must be finite; leave out points that are unknown")
 
 
-def _check_continues(state: StreamState, shape: tuple[int, int, int], num_frames: int) -> None:
+def _check_continues(
+    state: StreamState, shape: tuple[int, int, int], num_frames: int, outputs: Collection[str]
+) -> None:
     """Raise ValueError for frames that cannot extend the streams of ``state``."""
+    if state.num_frames and state.holds_cameras != ("camera" in outputs):
+        was, now = ("with" if x else "without" for x in (state.holds_cameras, "camera" in outputs))
+        raise ValueError(
+            f'this stream was begun {was} "camera" among its outputs and cannot go on {now}: cameras look at those of '
+            "earlier frames; start another stream"
+        )
+    if state.tracks.queries and "tracks" not in outputs:
+        raise ValueError('this stream follows points, so "tracks" must be among its outputs; start another stream')
     if state.input_shape is not None and state.input_shape != shape:
         was, now = ("{} stream(s) of {}x{} pixels".format(*x) for x in (state.input_shape, shape))
         raise ValueError(f"this state holds {was}, got {now}; resize the frames, or start another stream")

@@ -14,7 +14,7 @@ from .cache import CachePolicy, KeepAll
 from .geometry import decode_pose, unproject
 from .model import StreamVGGT
 from .scoring import Answer
-from .types import Predictions
+from .types import Predictions, required
 
 Predictor = Callable[..., Predictions]
 Mode = Literal["stream", "batch"]
@@ -56,12 +56,13 @@ def predict(
     kept: defaultdict[str, list[Tensor]] = defaultdict(list)
     with torch.no_grad(), _evaluating(model):
         for said in _steps(model, images.to(device)[None], streams, policy, single_frames, query_points):
-            extrinsics, intrinsics = decode_pose(said.pose_enc[0].float(), (images.shape[-2], images.shape[-1]))
+            poses, depth = required(said.pose_enc, "camera")[0], required(said.depth, "depth")[0]
+            extrinsics, intrinsics = decode_pose(poses.float(), (images.shape[-2], images.shape[-1]))
             parts = {
                 "extrinsics": extrinsics,
-                "depth": said.depth[0],
-                "cloud": unproject(said.depth[0], extrinsics, intrinsics),
-                "points": said.world_points[0],
+                "depth": depth,
+                "cloud": unproject(depth, extrinsics, intrinsics),
+                "points": required(said.world_points, "points")[0],
             }
             if said.tracks is not None and said.track_visibility is not None:
                 parts |= {"tracks": said.tracks[0], "visible": said.track_visibility[0] > 0.5}

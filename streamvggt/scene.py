@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamvggt.geometry import depth_edges, unproject
-from streamvggt.types import ByteArray, Camera, FloatArray, FramePrediction, PointCloud
+from streamvggt.types import ByteArray, Camera, FloatArray, FramePrediction, PointCloud, required
 
 BoolArray = NDArray[np.bool_]
 
@@ -95,7 +95,7 @@ class Scene:
 
     Args:
         geometry: "depth" places a point by its depth and the camera of its frame (sharper), "points" takes the point
-            map of the network.
+            map of the network, and needs it beside both.
 
     Raises:
         ValueError: ``geometry`` is neither.
@@ -111,12 +111,15 @@ class Scene:
         """Take in one more frame.
 
         Raises:
-            ValueError: the image, depth and confidence differ in size.
+            ValueError: the image, depth and confidence differ in size, or the session was not asked for what it takes.
         """
-        from_depth = self.geometry == "depth"
-        conf = prediction.depth_conf if from_depth else prediction.world_points_conf
-        world_points = None if from_depth else np.array(prediction.world_points, dtype=np.float32)
-        sizes = {prediction.image_hw, prediction.depth.shape, conf.shape}
+        depth = np.array(required(prediction.depth, "depth"), dtype=np.float32)
+        conf, world_points = prediction.depth_conf, None
+        if self.geometry == "points":
+            world_points = np.array(required(prediction.world_points, "points"), dtype=np.float32)
+            conf = prediction.world_points_conf
+        conf = np.array(required(conf, self.geometry), dtype=np.float32)
+        sizes = {prediction.image_hw, depth.shape, conf.shape}
         if world_points is not None:
             sizes.add(world_points.shape[:-1])
         if len(sizes) > 1:
@@ -124,19 +127,12 @@ class Scene:
                 f"frame {prediction.index}: image, depth, points and confidence must share one height and width, "
                 f"got {sorted(sizes)}"
             )
-        camera = Camera(
-            index=prediction.index,
-            time_s=prediction.time_s,
-            extrinsics=np.array(prediction.extrinsics, dtype=np.float32),
-            intrinsics=np.array(prediction.intrinsics, dtype=np.float32),
-            image_hw=prediction.image_hw,
-        )
         self._frames.append(
             _StoredFrame(
-                camera=camera,
+                camera=prediction.camera,
                 image=np.array(prediction.image, dtype=np.uint8),
-                depth=np.array(prediction.depth, dtype=np.float32),
-                conf=np.array(conf, dtype=np.float32),
+                depth=depth,
+                conf=conf,
                 world_points=world_points,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -28,9 +28,12 @@ class StreamSession:
             :func:`streamvggt.preprocess`); None takes ``model.config.image_size``.
         dtype: precision of encoder and aggregator, by autocast; the heads stay in float32. None takes bfloat16 (on old
             devices float16) on CUDA and float32 elsewhere.
+        outputs: what is wanted of "camera", "depth", "points" and "tracks"; the other fields of the predictions are
+            None, and what they would cost is saved. None takes all that the network has.
 
     Raises:
-        ValueError: the network attends to all frames, the size does not fit it, or the dtype is no such precision.
+        ValueError: the network attends to all frames or has no such output, the size does not fit it, or the dtype is
+            no such precision.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class StreamSession:
         storage: Literal["native"] = "native",
         size: int | None = None,
         dtype: torch.dtype | None = None,
+        outputs: Collection[str] | None = None,
     ) -> None:
         self.model = model
         self.size = model.config.image_size if size is None else size
@@ -51,6 +55,7 @@ class StreamSession:
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
         self._device = next(model.parameters()).device
         self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
+        self._outputs = model.check_outputs(outputs)
         self._state = model.new_state(policy, storage=storage)
 
     @property
@@ -96,20 +101,22 @@ class StreamSession:
         queries = None if query_points is None else self._query_tensor(query_points, (height, width))
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
         with torch.inference_mode(), autocast:
-            said = self.model(images, state=self._state, query_points=queries)
-        extrinsics, intrinsics = decode_pose(said.pose_enc[0, 0], (height, width))
+            said = self.model(images, state=self._state, query_points=queries, outputs=self._outputs)
+        extrinsics, intrinsics = None, None
+        if said.pose_enc is not None:
+            extrinsics, intrinsics = (_numpy(x) for x in decode_pose(said.pose_enc[0, 0], (height, width)))
         return FramePrediction(
             index=index,
             time_s=frame.time_s,
             image=(pixels.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8),
-            depth=_numpy(said.depth[0, 0]),
-            depth_conf=_numpy(said.depth_conf[0, 0]),
-            world_points=_numpy(said.world_points[0, 0]),
-            world_points_conf=_numpy(said.world_points_conf[0, 0]),
-            extrinsics=_numpy(extrinsics),
-            intrinsics=_numpy(intrinsics),
-            tracks=None if said.tracks is None else _numpy(said.tracks[0, 0]),
-            track_visibility=None if said.track_visibility is None else _numpy(said.track_visibility[0, 0]),
+            depth=_frame(said.depth),
+            depth_conf=_frame(said.depth_conf),
+            world_points=_frame(said.world_points),
+            world_points_conf=_frame(said.world_points_conf),
+            extrinsics=extrinsics,
+            intrinsics=intrinsics,
+            tracks=_frame(said.tracks),
+            track_visibility=_frame(said.track_visibility),
             placement=placement,
         )
 
@@ -140,6 +147,11 @@ def _autocast_dtype(device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _frame(tensor: Tensor | None) -> NDArray[np.float32] | None:
+    """The one frame of the one stream in ``[B, S, ...]``."""
+    return None if tensor is None else _numpy(tensor[0, 0])
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,26 @@ from torch import Tensor
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
+
+# What a network can be asked for; each has a head of its own.
+OUTPUTS = frozenset({"camera", "depth", "points", "tracks"})
+
+Value = TypeVar("Value")
+
+
+def required(value: Value | None, output: str) -> Value:
+    """Return a field of a prediction that a consumer cannot do without.
+
+    Args:
+        value: the field.
+        output: the one of :data:`OUTPUTS` that fills it.
+
+    Raises:
+        ValueError: the network was not asked for it.
+    """
+    if value is None:
+        raise ValueError(f"the prediction has no {output}: the network was not asked for it; add {output!r} to outputs")
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +54,8 @@ class Frame:
 class Predictions:
     """What the network says about ``B`` streams of ``S`` frames (torch tensors, float32).
 
+    What it was not asked for is None.
+
     Attributes:
         pose_enc: ``[B, S, 9]``: translation 3, quaternion xyzw 4 (not normalised), vertical and horizontal field of
             view in radians; camera-from-world. Decode it with :func:`streamvggt.decode_pose`.
@@ -47,19 +69,19 @@ class Predictions:
         track_conf: ``[B, S, N]``, probability in [0, 1], or None.
     """
 
-    pose_enc: Tensor
-    pose_enc_iterations: Tensor
-    depth: Tensor
-    depth_conf: Tensor
-    world_points: Tensor
-    world_points_conf: Tensor
+    pose_enc: Tensor | None = None
+    pose_enc_iterations: Tensor | None = None
+    depth: Tensor | None = None
+    depth_conf: Tensor | None = None
+    world_points: Tensor | None = None
+    world_points_conf: Tensor | None = None
     tracks: Tensor | None = None
     track_visibility: Tensor | None = None
     track_conf: Tensor | None = None
 
 
 class PosedCamera(Protocol):
-    """What the exporters ask of a camera; :class:`Camera` and :class:`FramePrediction` both have it."""
+    """What the exporters ask of a camera; :class:`Camera` has it, and so has :class:`FramePrediction` with a camera."""
 
     @property
     def index(self) -> int: ...
@@ -113,6 +135,8 @@ class Placement:
 class FramePrediction:
     """What a stream says about one frame (numpy arrays on the CPU, float32). ``H x W`` is the processed image.
 
+    What the session was not asked for is None.
+
     Attributes:
         index: number of the frame in the stream, from 0.
         time_s: its time stamp in seconds.
@@ -131,12 +155,12 @@ class FramePrediction:
     index: int
     time_s: float
     image: ByteArray
-    depth: FloatArray
-    depth_conf: FloatArray
-    world_points: FloatArray
-    world_points_conf: FloatArray
-    extrinsics: FloatArray
-    intrinsics: FloatArray
+    depth: FloatArray | None = None
+    depth_conf: FloatArray | None = None
+    world_points: FloatArray | None = None
+    world_points_conf: FloatArray | None = None
+    extrinsics: FloatArray | None = None
+    intrinsics: FloatArray | None = None
     tracks: FloatArray | None = None
     track_visibility: FloatArray | None = None
     placement: Placement | None = None
@@ -145,6 +169,21 @@ class FramePrediction:
     def image_hw(self) -> tuple[int, int]:
         """Height and width of the processed image, pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def camera(self) -> Camera:
+        """The camera alone, with arrays of its own.
+
+        Raises:
+            ValueError: the session was not asked for cameras.
+        """
+        return Camera(
+            index=self.index,
+            time_s=self.time_s,
+            extrinsics=np.array(required(self.extrinsics, "camera"), dtype=np.float32),
+            intrinsics=np.array(required(self.intrinsics, "camera"), dtype=np.float32),
+            image_hw=self.image_hw,
+        )
 
 
 @dataclass(frozen=True, eq=False)

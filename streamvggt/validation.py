@@ -18,7 +18,7 @@ from .model import StreamVGGT
 from .protocols import CLIPS
 from .sequences import Sequence as Frames
 from .sequences import find_sequences, load_frames, natural_hw
-from .types import Predictions
+from .types import Predictions, required
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class _Recorder:
 
     def __call__(self, images: Tensor) -> Predictions:
         predictions: Predictions = self._network(images.to(self._device))
-        self.poses.append(predictions.pose_enc)
+        self.poses.append(required(predictions.pose_enc, "camera"))
         return predictions
 
 

@@ -481,3 +481,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(str(path), b"new")
     assert path.read_bytes() == b"new"
     assert [file.name for file in path.parent.iterdir()] == ["scene.ply"]
+
+
+def test_what_was_not_asked_for_is_left_out_of_an_archive_and_missed_by_the_exporters_of_cameras():
+    whole = vars(predict(0))
+    lean = FramePrediction(**{**whole, "world_points": None, "world_points_conf": None})
+    archive = np.load(io.BytesIO(npz_bytes([lean, lean])), allow_pickle=False)
+    assert "world_points" not in archive and archive["depth"].shape == (2, 2, 3)
+    with pytest.raises(ValueError, match="1 of 2 predictions have no world_points"):
+        npz_bytes([predict(0), lean])
+    blind = FramePrediction(**{**whole, "extrinsics": None, "intrinsics": None})
+    for write in (lambda: glb_bytes(CLOUD, [blind]), lambda: colmap_files(CLOUD, [blind]), lambda: tum_trajectory([blind])):  # fmt: skip  # noqa: E501
+        with pytest.raises(ValueError, match="add 'camera' to outputs"):
+            write()

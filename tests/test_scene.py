@@ -225,3 +225,21 @@ def test_wrong_arguments_are_named():
     for wrong in ({"conf_percentile": 100}, {"conf_percentile": np.nan}, {"edge_rtol": 0}, {"max_points": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             PointFilter(**wrong)
+
+
+def test_a_prediction_without_what_the_scene_takes_is_refused_and_one_with_no_more_is_enough():
+    whole = vars(predict([[2, 4, 2], [4, 2, 8]]))
+    points = {"world_points": None, "world_points_conf": None}
+    lean = FramePrediction(**{**whole, **points})
+    np.testing.assert_array_equal(
+        scene_of(lean).point_cloud(KEEP_ALL).points, scene_of(FramePrediction(**whole)).point_cloud(KEEP_ALL).points
+    )
+    for geometry, missing, name in (
+        ("points", points, "points"),
+        ("depth", {"depth": None, "depth_conf": None}, "depth"),
+        ("depth", {"extrinsics": None, "intrinsics": None}, "camera"),
+    ):
+        scene = Scene(geometry)
+        with pytest.raises(ValueError, match=f"has no {name}.*add '{name}' to outputs"):
+            scene.add(FramePrediction(**{**whole, **missing}))
+        assert scene.num_frames == 0

@@ -164,3 +164,21 @@ def test_half_precision_keeps_a_half_size_cache_and_float32_heads(tiny):
     camera_bytes = 3 * 8 * 4 * 2 * 96  # the camera head computes, and caches, in float32
     assert half.nbytes - camera_bytes == (full.nbytes - camera_bytes) / 2
     np.testing.assert_allclose(got.depth, want.depth, rtol=0.2)
+
+
+def test_a_session_says_only_what_it_is_asked_for(tiny):
+    video = frames(2)
+    want = list(StreamSession(tiny).run(video))
+    cameras = list(StreamSession(tiny, outputs={"camera"}).run(video))
+    depths = list(StreamSession(tiny, outputs={"depth"}).run(video))
+    for camera, depth, whole in zip(cameras, depths, want, strict=True):
+        np.testing.assert_array_equal(camera.extrinsics, whole.extrinsics)
+        np.testing.assert_array_equal(camera.camera.intrinsics, whole.intrinsics)
+        np.testing.assert_array_equal(depth.depth, whole.depth)
+        assert camera.depth is camera.depth_conf is camera.world_points is camera.world_points_conf is None
+        assert depth.extrinsics is depth.intrinsics is depth.world_points is None
+        assert camera.image_hw == depth.image_hw == (56, 112)
+    with pytest.raises(ValueError, match=r"no camera.*add 'camera' to outputs"):
+        _ = depths[0].camera
+    with pytest.raises(ValueError, match="outputs must name"):
+        StreamSession(tiny, outputs={"normals"})

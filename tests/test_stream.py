@@ -285,6 +285,66 @@ def test_weights_made_in_inference_mode_tables_still_train(tiny):
     tiny.zero_grad()
 
 
+# --- only what is asked for
+
+FIELDS = {"camera": DENSE[:1], "depth": DENSE[1:3], "points": DENSE[3:]}
+
+
+@pytest.mark.parametrize("outputs", [{"camera"}, {"depth"}, {"points"}, {"camera", "depth"}], ids=" ".join)
+def test_only_the_heads_that_are_asked_for_run_and_say_what_they_always_say(tiny, outputs, monkeypatch):
+    video = images(1, 3, (56, 56))
+    want = stream(tiny, video, 1)
+    heads = {"camera": tiny.camera_head, "depth": tiny.depth_head, "points": tiny.point_head}
+    for name in heads.keys() - outputs:
+        monkeypatch.setattr(heads[name], "forward", None)
+    state = tiny.new_state()
+    with torch.no_grad():
+        batch = tiny(video, outputs=outputs)
+    for t in range(3):
+        got = tiny(video[:, t : t + 1], state=state, outputs=outputs)
+        for output, fields in FIELDS.items():
+            for field in fields:
+                if output in outputs:
+                    assert torch.equal(getattr(got, field), want[field][:, t : t + 1]), field
+                    assert relative_error(getattr(batch, field), want[field]) < 1e-5, field
+                else:
+                    assert getattr(got, field) is None and getattr(batch, field) is None, field
+
+
+def test_outputs_that_do_not_exist_or_nothing_are_refused(tiny):
+    video = images(1, 1, (28, 28))
+    for outputs in ({"depth", "normals"}, set(), "depth"):
+        with pytest.raises(
+            ValueError, match=r"outputs must name one or more of \['camera', 'depth', 'points', 'tracks'\]"
+        ):
+            tiny(video, outputs=outputs)
+    with pytest.raises(ValueError, match="no track head"):
+        StreamVGGT(replace(StreamVGGTConfig.tiny(), track=None))(video, outputs={"tracks"})
+    with pytest.raises(ValueError, match='"tracks" are not among the outputs'):
+        tiny(images(1, 1, (56, 56)), outputs={"depth"}, query_points=queries(1, 2, (56, 56)))
+
+
+@pytest.mark.parametrize(("first", "later"), [({"depth"}, {"camera"}), ({"camera"}, {"depth"}), ({"points"}, None)])
+def test_a_stream_has_cameras_from_its_first_frame_on_or_never(tiny, first, later):
+    """Their heads look at earlier cameras; maps do not, and may be wanted of some frames only."""
+    video = images(1, 3, (28, 28))
+    state = tiny.new_state()
+    tiny(video[:, :1], state=state, outputs=first)
+    with pytest.raises(ValueError, match="start another stream"):
+        tiny(video[:, 1:2], state=state, outputs=later)
+    got = tiny(video[:, 1:2], state=state, outputs=first | {"points"})
+    assert torch.equal(got.world_points, stream(tiny, video, 1)["world_points"][:, 1:2])
+
+
+def test_a_stream_that_follows_points_goes_on_doing_so(tiny):
+    hw = (56, 56)
+    video, state = images(1, 2, hw), tiny.new_state()
+    tiny(video[:, :1], state=state, outputs={"camera", "tracks"}, query_points=queries(1, 2, hw))
+    with pytest.raises(ValueError, match="follows points"):
+        tiny(video[:, 1:], state=state, outputs={"camera"})
+    assert tiny(video[:, 1:], state=state, outputs={"camera", "tracks"}).tracks.shape == (1, 1, 2, 2)
+
+
 # --- tracks
 
 

@@ -78,7 +78,10 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(
         options.model, device=find_device(options.device), dtype=DTYPES[options.dtype], attention="causal"
     )
-    session = StreamSession(model, options.policy, size=options.size)
+    outputs = {"camera", "depth"}
+    if options.geometry == "points" or "npz" in options.format:
+        outputs.add("points")
+    session = StreamSession(model, options.policy, size=options.size, outputs=outputs)
     for stale in output.glob("colmap/images/frame_*.png"):
         stale.unlink()
     scene, raw = Scene(options.geometry), list[FramePrediction]()
