@@ -1,6 +1,6 @@
 # make setup   build .venv with everything
 # make app     start the app on http://127.0.0.1:7860
-# make test    lint, types, unit tests, doctests
+# make test    lint, types, unit tests, doctests, the page in a browser, notebooks
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,8 +47,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# One thread in each of a few processes: faster than many threads in one. The files that take longest come first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with=notebooks/nbval.cfg notebooks
+
 test: setup lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+	$(PYTEST) $(NOTEBOOKS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
