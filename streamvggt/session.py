@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,17 @@ from .cache import CachePolicy, KeepAll
 from .geometry import decode_pose
 from .images import preprocess
 from .model import StreamVGGT
-from .types import Frame, FramePrediction
+from .types import FloatArray, Frame, FramePrediction, Placement
+
+_FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
+
+
+class _Prepared(NamedTuple):
+    """A frame as the network takes it: pixels ``[3, H, W]`` in [0, 1], where they come from, and when."""
+
+    pixels: FloatArray
+    placement: Placement
+    time_s: float
 
 
 class StreamSession:
@@ -92,38 +102,80 @@ class StreamSession:
             ValueError: the frame is no 8-bit image, its size after resizing is not that of the stream, or the points
                 are not ``[N, 2]`` or lie outside the image. The stream is as it was before the call.
         """
-        index = self.num_frames
+        return self.step_many([frame], query_points)[0]
+
+    def step_many(
+        self,
+        frames: Sequence[Frame | NDArray[np.uint8]],
+        query_points: NDArray[np.floating[Any]] | None = None,
+    ) -> list[FramePrediction]:
+        """Take the next frames of the stream at once: the numbers of :meth:`step`, with more of them a second.
+
+        Each prediction still uses the frames up to its own and no others; it only comes later.
+
+        Args:
+            frames: one or more, each as :meth:`step` takes it.
+            query_points: as there, points on the first of these frames.
+
+        Raises:
+            ValueError: there is no frame, or as for :meth:`step`. The stream is as it was before the call.
+        """
+        if not frames:
+            raise ValueError("step_many() needs at least one frame, got none")
+        return self._predict([self._prepare(frame, i) for i, frame in enumerate(frames)], query_points)
+
+    def run(self, frames: Iterable[Frame | NDArray[np.uint8]], *, chunk: int = 1) -> Iterator[FramePrediction]:
+        """Take frames one after the other and yield a prediction for each.
+
+        Args:
+            frames: each as :meth:`step` takes it.
+            chunk: frames taken at once, see :meth:`step_many`. With 1 each prediction comes before the next frame is
+                asked for, as a live camera needs; a finished video goes faster with about 8.
+
+        Raises:
+            ValueError: the chunk is not at least 1, or a frame is refused as by :meth:`step`. The frames before it are
+                predicted first, as they are where ``frames`` itself fails.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1 frame, got {chunk}")
+        for group in _groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
+            yield from self._predict(group)
+
+    def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> _Prepared:
+        """Bring the frame that comes after ``ahead`` others to the form that the network takes."""
         if not isinstance(frame, Frame):
-            frame = Frame(frame, time_s=float(index))
+            frame = Frame(frame, time_s=float(self.num_frames + ahead))
         pixels, placement = preprocess(frame.image, self.size, self.model.config.patch_size)
-        height, width = placement.image_hw
-        images = torch.from_numpy(pixels).to(self._device)[None, None]
-        queries = None if query_points is None else self._query_tensor(query_points, (height, width))
+        return _Prepared(pixels, placement, frame.time_s)
+
+    def _predict(
+        self, frames: Sequence[_Prepared], query_points: NDArray[np.floating[Any]] | None = None
+    ) -> list[FramePrediction]:
+        """Extend the stream by frames of one size."""
+        first, image_hw = self.num_frames, frames[0].placement.image_hw
+        other = next((frame.placement.image_hw for frame in frames if frame.placement.image_hw != image_hw), None)
+        if other is not None:
+            was, now = (f"{height}x{width}" for height, width in (image_hw, other))
+            raise ValueError(f"frames of {was} and of {now} pixels cannot be one stream; start another stream")
+        images = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(self._device)[None]
+        queries = None if query_points is None else self._query_tensor(query_points, image_hw)
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
         with torch.inference_mode(), autocast:
             said = self.model(images, state=self._state, query_points=queries, outputs=self._outputs)
-        extrinsics, intrinsics = None, None
+        maps = {name: _numpy(value[0]) for name in _FIELDS if (value := getattr(said, name)) is not None}
         if said.pose_enc is not None:
-            extrinsics, intrinsics = (_numpy(x) for x in decode_pose(said.pose_enc[0, 0], (height, width)))
-        return FramePrediction(
-            index=index,
-            time_s=frame.time_s,
-            image=(pixels.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8),
-            depth=_frame(said.depth),
-            depth_conf=_frame(said.depth_conf),
-            world_points=_frame(said.world_points),
-            world_points_conf=_frame(said.world_points_conf),
-            extrinsics=extrinsics,
-            intrinsics=intrinsics,
-            tracks=_frame(said.tracks),
-            track_visibility=_frame(said.track_visibility),
-            placement=placement,
-        )
-
-    def run(self, frames: Iterable[Frame | NDArray[np.uint8]]) -> Iterator[FramePrediction]:
-        """Take frames one after the other and yield a prediction for each, as soon as it is there."""
-        for frame in frames:
-            yield self.step(frame)
+            maps["extrinsics"], maps["intrinsics"] = map(_numpy, decode_pose(said.pose_enc[0], image_hw))
+        return [
+            FramePrediction(
+                index=first + i,
+                time_s=frame.time_s,
+                image=(frame.pixels.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8),
+                placement=frame.placement,
+                # Copies: a frame that is kept must not keep the others of its chunk.
+                **{name: values[i].copy() if len(frames) > 1 else values[i] for name, values in maps.items()},
+            )
+            for i, frame in enumerate(frames)
+        ]
 
     def _query_tensor(self, query_points: NDArray[np.floating[Any]], image_hw: tuple[int, int]) -> Tensor:
         """Bring query points to the form that the network takes, ``[1, N, 2]``; raise ValueError for bad ones."""
@@ -149,9 +201,24 @@ def _autocast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _frame(tensor: Tensor | None) -> NDArray[np.float32] | None:
-    """The one frame of the one stream in ``[B, S, ...]``."""
-    return None if tensor is None else _numpy(tensor[0, 0])
+def _groups(frames: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+    """Gather ``size`` frames of one size at a time; those that a source gave before it failed come before its error."""
+    group: list[_Prepared] = []
+    try:
+        for frame in frames:
+            if group and frame.placement.image_hw != group[0].placement.image_hw:
+                yield group
+                group = []
+            group.append(frame)
+            if len(group) == size:
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -5,7 +5,16 @@ import pytest
 import torch
 from reference import lively
 
-from streamvggt import AnchorWindow, Frame, StreamSession, StreamVGGTConfig, from_source_xy, preprocess, to_source_xy
+from streamvggt import (
+    AnchorWindow,
+    Frame,
+    KeepAll,
+    StreamSession,
+    StreamVGGTConfig,
+    from_source_xy,
+    preprocess,
+    to_source_xy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +61,72 @@ def test_run_yields_each_prediction_before_it_asks_for_the_next_frame(tiny):
     for prediction in StreamSession(tiny).run(camera()):
         assert taken == list(range(prediction.index + 1))
     assert taken == [0, 1, 2]
+
+
+@pytest.mark.parametrize("policy", [KeepAll(), AnchorWindow(1, 2)], ids=str)
+def test_chunks_say_what_single_frames_say(tiny, policy):
+    """Seven frames in chunks of three: two full ones and a rest; a window of three is passed within a chunk."""
+    video = frames(7)
+    want = list(StreamSession(tiny, policy).run(video))
+    session = StreamSession(tiny, policy)
+    got = list(session.run(iter(video), chunk=3))
+    assert [p.index for p in got] == list(range(7))
+    assert [p.time_s for p in got] == [p.time_s for p in want]
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        for name in ("depth", "depth_conf", "world_points", "world_points_conf", "extrinsics", "intrinsics"):
+            value = getattr(one, name)
+            np.testing.assert_allclose(value, getattr(other, name), rtol=1e-5, atol=1e-5 * np.abs(value).max())
+            assert value.base is None or value.base.nbytes == value.nbytes, "a frame keeps its whole chunk alive"
+    assert session.held_frames == ((0, 5, 6) if policy.capacity else tuple(range(7)))
+
+
+def test_frames_of_a_chunk_do_not_see_later_ones(tiny):
+    video = frames(4)
+    other = [*video[:3], 255 - video[3]]
+    got, want = (StreamSession(tiny).step_many(x) for x in (other, video))
+    for i in range(3):
+        np.testing.assert_array_equal(got[i].depth, want[i].depth)
+        np.testing.assert_array_equal(got[i].extrinsics, want[i].extrinsics)
+    assert not np.array_equal(got[3].depth, want[3].depth)
+
+
+@pytest.mark.parametrize("last", ["failing source", "bad frame", "other size"])
+def test_frames_before_a_failure_are_predicted_in_chunks_too(tiny, last):
+    def camera():
+        yield from frames(5)
+        if last == "failing source":
+            raise OSError("unplugged")
+        yield np.zeros((90, 160, 5) if last == "bad frame" else (160, 160, 3), np.uint8)
+
+    session, seen = StreamSession(tiny), []
+    with pytest.raises(OSError if last == "failing source" else ValueError):
+        for prediction in session.run(camera(), chunk=4):
+            seen.append(prediction.index)
+    assert seen == [0, 1, 2, 3, 4]
+    assert session.num_frames == 5
+
+
+def test_points_named_with_a_chunk_are_followed_from_its_first_frame(tiny):
+    video, points = frames(3), np.array([[10.0, 20.0], [100.0, 5.0]])
+    one, many = StreamSession(tiny), StreamSession(tiny)
+    want = [one.step(image, points if i == 0 else None) for i, image in enumerate(video)]
+    got = many.step_many(video, points)
+    for a, b in zip(got, want, strict=True):
+        assert a.tracks.shape == b.tracks.shape == (2, 2)
+        assert a.track_visibility.shape == (2,)
+    np.testing.assert_array_equal(got[0].tracks, points)
+
+
+def test_chunks_without_frames_or_with_frames_of_two_sizes_are_refused(tiny):
+    session = StreamSession(tiny)
+    with pytest.raises(ValueError, match="at least one frame"):
+        session.step_many([])
+    with pytest.raises(ValueError, match="56x112 and of 112x112"):
+        session.step_many([frames(1)[0], np.zeros((160, 160, 3), np.uint8)])
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        next(session.run(frames(1), chunk=0))
+    assert session.num_frames == 0
 
 
 def test_arrays_count_as_one_frame_a_second(tiny):

@@ -19,6 +19,7 @@ from ..types import ByteArray, Frame, FramePrediction
 from ..video import VideoError, describe_video, read_frames
 from .arguments import DTYPES, MIB, Commands, choices_of, default_device, find_device, parse_policy, parse_rate
 
+CHUNK = 8  # frames taken at once: nobody waits for the newest
 FORMATS = ("glb", "ply", "colmap", "tum", "npz")
 MASKS = ("black", "white", "sky")
 
@@ -111,7 +112,7 @@ def _with_progress(session: StreamSession, frames: Iterator[Frame], total: int |
     from tqdm import tqdm
 
     with tqdm(total=total, unit=" frames", disable=None) as bar:
-        for prediction in session.run(frames):
+        for prediction in session.run(frames, chunk=CHUNK):
             yield prediction
             bar.set_postfix_str(f"cache {session.nbytes / MIB:.1f} MiB, {len(session.held_frames)} frames")
             bar.update()
