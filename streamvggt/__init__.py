@@ -41,10 +41,11 @@ from .geometry import (
 from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
 from .model import StreamVGGT
-from .pictures import depth_picture
+from .pictures import depth_picture, overview_camera, render_points
 from .scene import PointFilter, Scene
 from .session import StreamSession
 from .thinning import VoxelThinning
+from .turntable import turntable_mp4
 from .types import Camera, Frame, FramePrediction, Placement, PointCloud, Predictions
 from .video import VideoError, VideoInfo, describe_video, read_frames
 
@@ -85,11 +86,13 @@ __all__ = [
     "invert_pose",
     "load_model",
     "npz_bytes",
+    "overview_camera",
     "ply_bytes",
     "preprocess",
     "project",
     "push_to_hub",
     "read_frames",
+    "render_points",
     "save_model",
     "to_official",
     "to_rgb",
@@ -97,6 +100,7 @@ __all__ = [
     "to_source_map",
     "to_source_xy",
     "tum_trajectory",
+    "turntable_mp4",
     "unproject",
     "write_atomically",
 ]

@@ -18,7 +18,7 @@ LAYERS = [
     {"cache", "encoder", "heads.camera", "heads.dense", "heads.track"},
     {"aggregator", "model"},
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "synthetic"},
-    {"checkpoint", "session", "scene", "export", "glb", "thinning"},
+    {"checkpoint", "session", "scene", "export", "glb", "thinning", "turntable"},
     {"colmap", "data", "layouts", "listings", "sequences", "sources"},
     {"distill", "evaluate", "predict", "protocols", "recipes", "report", "scoring"},
     {"journal", "learner", "validation"},
