@@ -194,12 +194,17 @@ def _checked_item(item: object, index: int) -> Path | ByteArray:
     raise VideoError(f"item {index} of the list must be an image path or a uint8 array [h, w, 3], got {kind}")
 
 
-def _images_in(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """List the files of a folder that are called images, in any order; hidden ones are left out."""
     from PIL import Image
 
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _IMAGE_FORMATS}
     files = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()]
-    paths = [path for path in files if path.suffix.lower() in suffixes]
+    return [path for path in files if path.suffix.lower() in suffixes]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    paths = image_files(folder)
     if not paths:
         raise VideoError(f"folder {folder} holds no images; needed are files such as .jpg or .png")
     for path in paths:

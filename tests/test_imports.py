@@ -20,7 +20,7 @@ LAYERS = [
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "synthetic"},
     {"checkpoint", "session", "scene", "export", "glb", "thinning", "turntable"},
     {"colmap", "data", "layouts", "listings", "sequences", "sources"},
-    {"distill", "evaluate", "predict", "protocols", "recipes", "report", "scoring"},
+    {"batch", "distill", "evaluate", "predict", "protocols", "recipes", "reconstruct", "report", "scoring"},
     {"journal", "learner", "validation"},
     {"train"},
     {"cli"},
@@ -28,6 +28,7 @@ LAYERS = [
 ]
 # Within a row, the modules that build on others of it.
 PEERS = {
+    ("batch", "reconstruct"),
     ("layers", "attention"),
     ("layers", "rope"),
     ("heads.track", "heads.dense"),

@@ -155,7 +155,7 @@ def test_frames_before_a_fault_are_kept(tmp_path, capsys):
     Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(tmp_path / "3.png")
     out = tmp_path / "out"
     assert main(["reconstruct", str(tmp_path), "-o", str(out), "--format", "npz"]) == 1
-    assert "writing the 3 frames before it" in capsys.readouterr().err
+    assert "the 3 frames before it are written" in capsys.readouterr().err
     assert len(np.load(out / "predictions.npz")["depth"]) == 3
 
 

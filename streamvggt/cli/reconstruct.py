@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import torch
 
+from ..batch import Job, find_videos, gather, plan_jobs, processes, run_jobs, share, summary
 from ..checkpoint import load_model
-from ..export import colmap_files, npz_bytes, ply_bytes, tum_trajectory, write_atomically
-from ..glb import glb_bytes
-from ..scene import PointFilter, Scene
+from ..model import StreamVGGT
+from ..reconstruct import FORMATS, CutShort, Wanted, reconstruct
+from ..scene import PointFilter
 from ..session import StreamSession
-from ..types import ByteArray, Frame, FramePrediction
-from ..video import VideoError, describe_video, read_frames
+from ..types import Frame, FramePrediction
+from ..video import describe_video, read_frames
 from .arguments import DTYPES, MIB, Commands, choices_of, default_device, find_device, parse_policy, parse_rate
 
 CHUNK = 8  # frames taken at once: nobody waits for the newest
-FORMATS = ("glb", "ply", "colmap", "tum", "npz")
 MASKS = ("black", "white", "sky")
+# Where results lie and what computes them; every other option changes the results.
+_NO_SETTINGS = frozenset(("run", "video", "output", "device"))
 
 
 def add(commands: Commands) -> None:
@@ -32,8 +34,21 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.set_defaults(run=run)
-    command.add_argument("video", metavar="VIDEO", help="a video, an animated image, or a folder of images")
-    command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="folder for the results")
+    command.add_argument(
+        "video",
+        metavar="VIDEO",
+        nargs="+",
+        type=Path,
+        help="a video, an animated image, or a folder of images; several of them, folders of them, or a list (.txt)",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="folder for the results; with several videos, one in it for each, and finished ones are skipped",
+    )
     command.add_argument(
         "--model", default="small", help="small (bundled), tiny (untrained), a file, a folder or a Hub id"
     )
@@ -64,95 +79,99 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Stream a video through the network and write the formats asked for."""
+    """Stream videos through the network and write the formats asked for."""
+    output: Path = options.output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; --output needs a folder, which is made if it is not there")
     point_filter = PointFilter(
         conf_percentile=options.confidence,
         max_points=options.max_points,
         **{f"mask_{name}": True for name in options.mask},
     )
-    frames = read_frames(options.video, fps=options.fps, max_frames=options.max_frames)
-    output: Path = options.output
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; --output needs a folder, which is made if it is not there")
-    total = _expected_frames(options)
-    # A network with full attention cannot stream; VGGT's weights run causally too.
-    model = load_model(
-        options.model, device=find_device(options.device), dtype=DTYPES[options.dtype], attention="causal"
-    )
-    outputs = {"camera", "depth"}
-    if options.geometry == "points" or "npz" in options.format:
-        outputs.add("points")
-    session = StreamSession(model, options.policy, size=options.size, outputs=outputs)
-    for stale in output.glob("colmap/images/frame_*.png"):
-        stale.unlink()
-    scene, raw = Scene(options.geometry), list[FramePrediction]()
+    wanted = Wanted(options.format, options.geometry, point_filter)
+    videos = find_videos(options.video)
+    if videos == options.video and len(videos) == 1:
+        return _run_one(options, wanted, videos[0])
+    return _run_many(options, wanted, plan_jobs(videos, output))
+
+
+def _run_one(options: argparse.Namespace, wanted: Wanted, video: Path) -> int:
+    """Reconstruct one video; its results lie in the output folder itself."""
+    frames = read_frames(video, fps=options.fps, max_frames=options.max_frames)
+    total = _expected_frames(options, video)
+    session = _session(options, _load(options))
     status = 0
     try:
-        for prediction in _with_progress(session, frames, total):
-            scene.add(prediction)
-            if "npz" in options.format:
-                raw.append(prediction)
-            if "colmap" in options.format:
-                path = output / "colmap" / "images" / f"frame_{prediction.index:06d}.png"
-                write_atomically(path, _png(prediction.image))
-    except (KeyboardInterrupt, VideoError, ValueError, torch.OutOfMemoryError) as error:
-        if not scene.num_frames:
-            raise
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        print(f"streamvggt: {reason}; writing the {scene.num_frames} frames before it", file=sys.stderr)
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    for name, data in list(_results(scene, raw, point_filter, options.format)):
-        write_atomically(output / name, data)
-        print(output / name)
+        files = reconstruct(_with_progress(session, frames, total), options.output, wanted)
+    except CutShort as cut:
+        print(f"streamvggt: {cut}; the {cut.num_frames} frames before it are written", file=sys.stderr)
+        files, status = cut.files, 130 if isinstance(cut.__cause__, KeyboardInterrupt) else 1
+    for path in files:
+        print(path)
     return status
 
 
-def _with_progress(session: StreamSession, frames: Iterator[Frame], total: int | None) -> Iterator[FramePrediction]:
+def _run_many(options: argparse.Namespace, wanted: Wanted, jobs: Sequence[Job]) -> int:
+    """Reconstruct this process's share of the videos, each into a folder of its own; 1 if any failed."""
+    rank, num_processes = processes()
+    model = _load(options)
+
+    def work(job: Job) -> list[Path]:
+        frames = read_frames(job.video, fps=options.fps, max_frames=options.max_frames)
+        total = _expected_frames(options, job.video)
+        try:
+            session = _session(options, model)
+            return reconstruct(_with_progress(session, frames, total, job.output.name), job.output, wanted)
+        except CutShort as cut:
+            if isinstance(cut.__cause__, KeyboardInterrupt):
+                raise cut.__cause__ from None
+            raise ValueError(f"{cut}; the {cut.num_frames} frames before it are written") from cut
+
+    settings = {name: str(value) for name, value in vars(options).items() if name not in _NO_SETTINGS}
+    outcomes = run_jobs(share(jobs, rank, num_processes), settings, work, say=print)
+    outcomes = gather(outcomes, num_processes)
+    if rank == 0 or len(outcomes) < len(jobs):
+        print(summary(outcomes))
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def _load(options: argparse.Namespace) -> StreamVGGT:
+    device = find_device(options.device)
+    # Processes of one machine share out its devices.
+    if device.type == "cuda" and ":" not in options.device and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    # A network with full attention cannot stream; VGGT's weights run causally too.
+    return load_model(options.model, device=device, dtype=DTYPES[options.dtype], attention="causal")
+
+
+def _session(options: argparse.Namespace, model: StreamVGGT) -> StreamSession:
+    outputs = {"camera", "depth"}
+    if options.geometry == "points" or "npz" in options.format:
+        outputs.add("points")
+    return StreamSession(model, options.policy, size=options.size, outputs=outputs)
+
+
+def _with_progress(
+    session: StreamSession, frames: Iterator[Frame], total: int | None, name: str | None = None
+) -> Iterator[FramePrediction]:
     """Run a session with a bar that shows frames a second and the size of the cache."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=" frames", disable=None) as bar:
+    with tqdm(total=total, desc=name, unit=" frames", disable=None) as bar:
         for prediction in session.run(frames, chunk=CHUNK):
             yield prediction
             bar.set_postfix_str(f"cache {session.nbytes / MIB:.1f} MiB, {len(session.held_frames)} frames")
             bar.update()
 
 
-def _expected_frames(options: argparse.Namespace) -> int | None:
+def _expected_frames(options: argparse.Namespace, video: Path) -> int | None:
     """How many frames will come, for the progress bar; None where nobody knows."""
-    path = Path(options.video)
-    if not path.is_file():
+    if not video.is_file():
         return options.max_frames
-    info = describe_video(path)
+    info = describe_video(video)
     if options.fps is None:
         count = info.num_frames
     else:
         count = None if info.duration_s is None else max(1, round(info.duration_s * options.fps))
     known = [value for value in (count, options.max_frames) if value is not None]
     return min(known) if known else None
-
-
-def _results(
-    scene: Scene, raw: list[FramePrediction], point_filter: PointFilter, formats: Sequence[str]
-) -> Iterator[tuple[str, bytes]]:
-    """Relative paths and contents of the files that were asked for."""
-    cloud = scene.point_cloud(point_filter)
-    if "glb" in formats:
-        yield "scene.glb", glb_bytes(cloud, scene.cameras)
-    if "ply" in formats:
-        yield "scene.ply", ply_bytes(cloud)
-    if "colmap" in formats:
-        for name, data in colmap_files(cloud, scene.cameras).items():
-            yield f"colmap/{name}", data
-    if "tum" in formats:
-        yield "trajectory.txt", tum_trajectory(scene.cameras).encode()
-    if "npz" in formats:
-        yield "predictions.npz", npz_bytes(raw)
-
-
-def _png(image: ByteArray) -> bytes:
-    from PIL import Image
-
-    stream = BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
