@@ -1,15 +1,152 @@
-"""The model behind the page: loaded on first use, one for all visitors."""
+"""The network behind the page: where it runs, and one step of it at a time for all visitors."""
 
-from functools import lru_cache
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import OutOfMemoryError
 
-from streamvggt import StreamVGGT, load_model
+from streamvggt import (
+    CheckpointError,
+    Frame,
+    FramePrediction,
+    StreamSession,
+    StreamVGGT,
+    load_model,
+    preprocess,
+)
 
-MODEL = "small"
+from .settings import PATCH, RunSettings
+
+logger = logging.getLogger(__name__)
+
+GPU_SECONDS_AT_MOST = 120
+"""Longest time that is asked of ZeroGPU for one run."""
+
+_GPU_START_S = 15
+_GPU_FRAME_S = 0.4  # of 518 pixels' width, with a wide margin: time asked for and not used is given back
 
 
-@lru_cache(maxsize=1)
-def model() -> StreamVGGT:
-    """Load the bundled network, on the GPU where there is one."""
-    return load_model(MODEL, device="cuda" if torch.cuda.is_available() else "cpu")
+class EngineError(RuntimeError):
+    """Raised where the network cannot go on; the message is shown to the visitor."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the network says about one frame, and the bytes that the stream then holds."""
+
+    prediction: FramePrediction
+    cache_bytes: int
+
+
+class Engine:
+    """Networks, loaded when they are first needed; a lock lets one frame of one visitor through at a time.
+
+    The last network used stays loaded. Where Hugging Face's ZeroGPU lends a GPU by the call, a whole run is one call.
+    """
+
+    def __init__(self) -> None:
+        self.on_zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU")) and find_spec("spaces") is not None
+        self._step_lock = threading.Lock()
+        self._load_lock = threading.Lock()
+        self._loaded: tuple[str, StreamVGGT] | None = None
+
+    def preload(self) -> None:
+        """Load the bundled network, so that the first visitor need not wait for it."""
+        self._model("small")
+
+    def stream(self, frames: Iterable[Frame], settings: RunSettings, notice: Callable[[str], None]) -> Iterator[Step]:
+        """Yield a step for each frame, as soon as it is there.
+
+        Args:
+            frames: taken one at a time, but where a GPU is lent by the call all before the first step.
+            settings: the visitor's choices.
+            notice: called with a remark for the visitor, such as that other weights were taken.
+
+        Raises:
+            EngineError: memory ran out, or the weights cannot be loaded.
+            ValueError: the frames differ in shape, or one cannot be decoded.
+        """
+        model = self._model_or_bundled(settings, notice)
+        if self.on_zero_gpu:
+            yield from self._stream_on_zero_gpu(frames, settings)
+            return
+        session = StreamSession(model, settings.policy(), size=settings.width_px or None)
+        try:
+            for frame in frames:
+                with self._step_lock:
+                    prediction = session.step(frame)
+                yield Step(prediction, session.nbytes)
+        except (OutOfMemoryError, MemoryError) as error:
+            del session
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise _out_of_memory() from error
+
+    def _model_or_bundled(self, settings: RunSettings, notice: Callable[[str], None]) -> StreamVGGT:
+        try:
+            return self._model(settings.source)
+        except CheckpointError as error:
+            if settings.source == "small":
+                raise EngineError(f"The bundled network cannot be loaded: {error}.") from error
+            logger.warning("the bundled network stands in: %s", error)
+            notice(f"The weights {settings.source} could not be had, the bundled network stands in. ({error})")
+            return self._model("small")
+        except (OutOfMemoryError, MemoryError) as error:
+            raise _out_of_memory() from error
+
+    def _model(self, source: str) -> StreamVGGT:
+        with self._load_lock:
+            if self._loaded is None or self._loaded[0] != source:
+                self._loaded = None  # two large networks need not fit at once
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                self._loaded = (source, load_model(source, device=device))
+            return self._loaded[1]
+
+    def _stream_on_zero_gpu(self, frames: Iterable[Frame], settings: RunSettings) -> Iterator[Step]:
+        import spaces
+
+        def seconds(arrays: list[dict[str, Any]], *_: Any) -> int:
+            return gpu_seconds(len(arrays), settings)
+
+        # The worker is a forked process: what crosses its border is pickled, so arrays and numbers only.
+        arrays = [_shrunk(frame, settings.seen_width_px) for frame in frames]
+        on_gpu = spaces.GPU(duration=seconds)(self._arrays_on_gpu)
+        for fields, cache_bytes in on_gpu(arrays, settings.to_json()):
+            yield Step(FramePrediction(**fields), cache_bytes)
+
+    def _arrays_on_gpu(
+        self, arrays: list[dict[str, Any]], values: dict[str, Any]
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        settings = RunSettings(**values)
+        loaded = self._loaded
+        assert loaded is not None
+        session = StreamSession(loaded[1], settings.policy(), size=settings.width_px or None)
+        for fields in arrays:
+            prediction = replace(session.step(Frame(**fields)), placement=None)
+            yield vars(prediction), session.nbytes
+
+
+def gpu_seconds(num_frames: int, settings: RunSettings) -> int:
+    """Estimate the seconds of a GPU that a run needs, for the quota of ZeroGPU; the time grows with the pixels."""
+    size = settings.seen_width_px / (37 * PATCH)
+    return min(GPU_SECONDS_AT_MOST, round(_GPU_START_S + num_frames * _GPU_FRAME_S * max(size, 0.25) ** 2))
+
+
+def _shrunk(frame: Frame, width_px: int) -> dict[str, Any]:
+    pixels, _ = preprocess(frame.image, width_px, PATCH)
+    image = (pixels.transpose(1, 2, 0) * 255 + 0.5).astype("uint8")
+    return {"image": image, "index": frame.index, "time_s": frame.time_s, "name": frame.name}
+
+
+def _out_of_memory() -> EngineError:
+    return EngineError(
+        "The memory is full. Three remedies: choose a smaller width, a smaller memory budget, or the bundled network."
+    )

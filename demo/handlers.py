@@ -1,66 +1,85 @@
-"""What the page's controls do, as plain functions."""
+"""What the page's controls and the public endpoint do, as plain functions."""
 
 from __future__ import annotations
 
-import shutil
+import os
+import secrets
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from .engine import Engine
+from .inputs import check_images, check_video
+from .jobs import Runs
+from .live import LiveCamera
+from .reconstruction import reconstruct as work
+from .results import result_path
+from .run import FINISHED
+from .settings import MODELS, Limits, RunSettings
 
-from streamvggt import PointFilter, Scene, StreamSession, glb_bytes, read_frames, write_atomically
-
-from . import engine
-
-Update = tuple[np.ndarray | None, str | None, str]
-
-
-def open_folder() -> str:
-    """Make the folder that holds a visitor's results."""
-    return tempfile.mkdtemp(prefix="streamvggt-")
-
-
-def close_folder(folder: str | None) -> None:
-    """Remove a visitor's results."""
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
 
 
-def reconstruct(video: str | None, fps: float, max_frames: float, confidence: float, folder: str) -> Iterator[Update]:
-    """Stream a video through the network.
+def open_runs(engine: Engine, limits: Limits = Limits()) -> Runs:  # noqa: B008 (frozen)
+    """Make the place of all runs: in ``STREAMVGGT_RUNS``, or a folder of its own among the temporary files."""
+    folder = Path(os.environ.get("STREAMVGGT_RUNS") or Path(tempfile.gettempdir()) / "streamvggt-runs")
+    return Runs(folder, EXAMPLES, partial(work, engine=engine), limits)
 
-    Args:
-        video: path of the upload.
-        fps: frames taken a second of video.
-        max_frames: frames taken at most.
-        confidence: percent of the least certain points to drop.
-        folder: where the scene is written.
 
-    Yields:
-        The depth map of the newest frame, the path of the scene once it is complete, and a line of status.
+def start_video(runs: Runs, path: str | None, settings: RunSettings, **visitor: str) -> str:
+    """Start a run on a video and return its id; see :meth:`demo.jobs.Runs.start` for ``visitor``.
 
     Raises:
-        ValueError: there is no video, or it cannot be read.
+        InputError: the video cannot be used.
+        BusyError: too many wait.
     """
-    if not video:
-        raise ValueError("Choose a video first")
-    session, scene = StreamSession(engine.model()), Scene()
-    start = time.perf_counter()
-    for prediction in session.run(read_frames(video, fps=fps, max_frames=int(max_frames))):
-        scene.add(prediction)
-        rate = scene.num_frames / (time.perf_counter() - start)
-        status = f"Frame {scene.num_frames}, {rate:.1f} frames/s, cache {session.nbytes / 2**20:.1f} MiB"
-        yield depth_picture(prediction.depth), None, status
-    cloud = scene.point_cloud(PointFilter(conf_percentile=confidence))
-    path = Path(folder) / f"scene-{time.time_ns()}.glb"
-    write_atomically(path, glb_bytes(cloud, scene.cameras))
-    yield depth_picture(prediction.depth), str(path), f"{scene.num_frames} frames, {len(cloud):,} points"
+    return runs.start(check_video(path, settings, runs.limits), settings, **visitor)
 
 
-def depth_picture(depth: np.ndarray) -> np.ndarray:
-    """Show a depth map ``[H, W]`` as grey uint8 ``[H, W]``: near is bright, 2nd to 98th percentile."""
-    inverse = np.nan_to_num(1 / depth, posinf=0, neginf=0)
-    low, high = np.percentile(inverse, [2, 98])
-    return (255 * ((inverse - low) / max(high - low, 1e-9)).clip(0, 1)).astype(np.uint8)
+def start_images(runs: Runs, paths: Sequence[str] | None, settings: RunSettings, **visitor: str) -> str:
+    """Start a run on several images and return its id; see :meth:`demo.jobs.Runs.start` for ``visitor``.
+
+    Raises:
+        InputError: the images cannot be used.
+        BusyError: too many wait.
+    """
+    return runs.start(check_images(paths, settings, runs.limits), settings, **visitor)
+
+
+def start_camera(runs: Runs, settings: RunSettings, **visitor: str) -> str:
+    """Start a run that takes frames by ``POST /runs/{run}/frames`` and return its id.
+
+    Raises:
+        BusyError: too many wait.
+    """
+    return runs.start(LiveCamera(runs.limits), settings, **visitor)
+
+
+async def follow(runs: Runs, run_id: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield the manifest of a run each time it changes, until the run has ended; who follows counts as a watcher."""
+    version = 0
+    viewer = secrets.token_urlsafe()
+    while True:
+        manifest = await runs.newer_manifest(run_id, version, viewer)
+        if manifest["version"] > version:
+            version = manifest["version"]
+            yield manifest
+        if manifest["status"] in FINISHED:
+            return
+
+
+def results(runs: Runs, run_id: str, formats: Sequence[str]) -> list[str]:
+    """Make the files of a finished run and return where they lie.
+
+    Raises:
+        NotReadyError: the run has no frame.
+    """
+    folder, manifest = runs.find(run_id), runs.manifest(run_id)
+    return [str(result_path(folder, manifest, name)) for name in formats]
+
+
+def model_note(model: str) -> str:
+    """Say what the licence of a network allows, in Markdown."""
+    return MODELS[model].licence

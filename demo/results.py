@@ -1,0 +1,167 @@
+"""Files to take home, made from a finished run's predictions when they are first asked for.
+
+Predictions are read one at a time, so memory does not grow with the run but up to the limit of points.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from streamvggt import (
+    Camera,
+    PointCloud,
+    colmap_files,
+    glb_bytes,
+    npz_bytes,
+    ply_bytes,
+    tum_trajectory,
+)
+
+from .reconstruction import frame_cloud, read_prediction
+from .run import DOWNLOADS, FINISHED, RESULTS, prediction_path
+from .settings import RunSettings
+
+MEDIA_TYPES = {
+    "glb": "model/gltf-binary",
+    "ply": "application/octet-stream",
+    "colmap": "application/zip",
+    "tum": "text/plain; charset=utf-8",
+    "npz": "application/octet-stream",
+    "mp4": "video/mp4",
+}
+MOST_POINTS = {"glb": 3_000_000, "ply": 3_000_000, "colmap": 200_000, "mp4": 1_000_000}
+
+_making = threading.Lock()  # one at a time: each may take hundreds of megabytes for a moment
+
+
+class NotReadyError(RuntimeError):
+    """Raised where a run has no files to take home yet; the message is shown to the visitor."""
+
+
+def result_path(folder: Path, manifest: dict[str, Any], result: str) -> Path:
+    """Make a file if it is not there yet.
+
+    Args:
+        folder: of the run.
+        manifest: of the run.
+        result: "glb", "ply", "colmap", "tum", "npz" or "mp4".
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        NotReadyError: the run goes on, or has no frame, or its predictions are gone.
+        OSError: the disk is full.
+    """
+    if manifest["status"] not in FINISHED:
+        raise NotReadyError("The run goes on; files are made when it has ended.")
+    path = folder / RESULTS / next(entry["name"] for entry in DOWNLOADS if entry["format"] == result)
+    if path.is_file():
+        return path
+    if not manifest["count"] or not prediction_path(folder, 0).is_file():
+        raise NotReadyError("This run has no predictions to make a file from.")
+    with _making:
+        if not path.is_file():
+            _write(path, lambda file: _MAKERS[result](file, Predictions(folder, manifest)))
+    return path
+
+
+class Predictions:
+    """The predictions of a run, on disk."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.settings = RunSettings(**manifest["settings"])
+        self.paths = [prediction_path(folder, index) for index in range(manifest["count"])]
+
+    def cloud(self, most_points: int) -> tuple[PointCloud, list[Camera]]:
+        """Gather the points that the page shows, at most so many, and all cameras."""
+        share = max(1, most_points // len(self.paths))
+        clouds, cameras = [], []
+        for index, path in enumerate(self.paths):
+            prediction = read_prediction(path)
+            cloud = frame_cloud(prediction, self.settings)
+            some = np.random.default_rng(index).permutation(len(cloud))[:share]
+            clouds.append([cloud.points[some], cloud.colors[some], cloud.confidence[some], cloud.frame_index[some]])
+            cameras.append(
+                Camera(
+                    prediction.index,
+                    prediction.time_s,
+                    prediction.extrinsics,
+                    prediction.intrinsics,
+                    prediction.image_hw,
+                )
+            )
+        return PointCloud(*(np.concatenate(parts) for parts in zip(*clouds, strict=True))), cameras
+
+
+def _glb(file: BinaryIO, predictions: Predictions) -> None:
+    file.write(glb_bytes(*predictions.cloud(MOST_POINTS["glb"])))
+
+
+def _ply(file: BinaryIO, predictions: Predictions) -> None:
+    file.write(ply_bytes(predictions.cloud(MOST_POINTS["ply"])[0]))
+
+
+def _tum(file: BinaryIO, predictions: Predictions) -> None:
+    file.write(tum_trajectory(predictions.cloud(1)[1]).encode())
+
+
+def _colmap(file: BinaryIO, predictions: Predictions) -> None:
+    from PIL import Image
+
+    cloud, cameras = predictions.cloud(MOST_POINTS["colmap"])
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in colmap_files(cloud, cameras).items():
+            archive.writestr(name, data)
+        for path in predictions.paths:
+            prediction = read_prediction(path)
+            picture = io.BytesIO()
+            Image.fromarray(prediction.image).save(picture, "PNG")
+            archive.writestr(f"images/frame_{prediction.index:06d}.png", picture.getvalue(), zipfile.ZIP_STORED)
+
+
+def _npz(file: BinaryIO, predictions: Predictions) -> None:
+    """Write what :func:`streamvggt.npz_bytes` would, without all predictions in memory."""
+    first = np.load(io.BytesIO(npz_bytes([read_prediction(predictions.paths[0])])), allow_pickle=False)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name in first.files:
+            template = first[name]
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if name == "readme":
+                    np.lib.format.write_array(member, template)
+                    continue
+                shape = (len(predictions.paths), *template.shape[1:])
+                header = {"descr": template.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                for path in predictions.paths:
+                    with np.load(path, allow_pickle=False) as one:
+                        member.write(one["image" if name == "images" else name].astype(template.dtype).tobytes())
+
+
+_MAKERS: dict[str, Callable[[BinaryIO, Predictions], None]] = {
+    "glb": _glb,
+    "ply": _ply,
+    "colmap": _colmap,
+    "tum": _tum,
+    "npz": _npz,
+}
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Fill a file that appears when it is complete; ``write_atomically`` for what should not be in memory at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            fill(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""The HTTP side of runs: manifest, chunks, downloads, stop, and frames of a live camera.
+
+All of it is under ``/runs/``, as routes that any Starlette application can take.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+import streamvggt
+
+from .inputs import InputError
+from .jobs import RunNotFoundError, Runs
+from .results import MEDIA_TYPES, NotReadyError, result_path
+from .run import chunk_path
+
+_FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+_CHECKED = {"Cache-Control": "no-cache"}  # kept, but asked for anew by its tag
+_NEVER = {"Cache-Control": "no-store"}
+
+VIEWER = Path(streamvggt.__file__).parent / "viewer.js"
+PICTURE = "picture.jpg"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def run_routes(runs: Runs) -> list[Route]:
+    """Make the routes of ``runs``."""
+
+    async def manifest(request: Request) -> Response:
+        run_id = request.path_params["run"]
+        try:
+            version = int(request.query_params.get("version", -1))
+        except ValueError:
+            return _refusal(400, "version must be a whole number.")
+        return JSONResponse(await runs.newer_manifest(run_id, version, viewer_of(request)), headers=_NEVER)
+
+    async def chunk(request: Request) -> Response:
+        folder = runs.find(request.path_params["run"])
+        return _file(chunk_path(folder, int(request.path_params["index"])), "model/gltf-binary", _FOREVER)
+
+    async def download(request: Request) -> Response:
+        run_id, result = request.path_params["run"], request.path_params["format"]
+        if result not in MEDIA_TYPES:
+            return _refusal(404, f"There is no format {result[:20]!r}; choose one of {', '.join(MEDIA_TYPES)}.")
+        path = await run_in_threadpool(result_path, runs.find(run_id), runs.manifest(run_id), result)
+        return _file(path, MEDIA_TYPES[result], _NEVER, path.name)
+
+    async def picture(request: Request) -> Response:
+        return _file(runs.find(request.path_params["run"]) / PICTURE, "image/jpeg", _CHECKED)
+
+    async def viewer(request: Request) -> Response:
+        return _file(VIEWER, "text/javascript; charset=utf-8", _CHECKED)
+
+    async def stop(request: Request) -> Response:
+        runs.stop(request.path_params["run"])
+        return JSONResponse({"stopping": True}, headers=_NEVER)
+
+    async def frames(request: Request) -> Response:
+        camera = runs.camera(request.path_params["run"])
+        if camera is None:
+            return _refusal(409, "This run takes no frames: it has ended, or has no live camera.")
+        jpeg = await _body(request, runs.limits.live_jpeg_bytes)
+        if jpeg is None:
+            return _refusal(413, f"A frame may have {runs.limits.live_jpeg_bytes:,} bytes at most.")
+        return JSONResponse({"dropped": camera.put(jpeg)}, headers=_NEVER)
+
+    return [
+        _route("/runs/viewer.js", viewer),
+        _route("/runs/{run}/picture", picture),
+        _route("/runs/{run}/manifest", manifest),
+        _route("/runs/{run}/chunks/{index:int}.glb", chunk),
+        _route("/runs/{run}/download/{format}", download),
+        _route("/runs/{run}/stop", stop, "POST"),
+        _route("/runs/{run}/frames", frames, "POST"),
+    ]
+
+
+def viewer_of(request: Request) -> str:
+    """Tell viewers apart: by the name that a page gives itself, else by address and browser."""
+    given = request.query_params.get("viewer", "")
+    address = request.client.host if request.client else ""
+    return given[:64] or f"{address} {request.headers.get('user-agent', '')}"
+
+
+def _route(path: str, endpoint: Endpoint, method: str = "GET") -> Route:
+    @functools.wraps(endpoint)
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except RunNotFoundError:
+            return _refusal(404, "There is no such run: the link is wrong, or the run was deleted.")
+        except NotReadyError as error:
+            return _refusal(409, str(error))
+        except InputError as error:
+            return _refusal(400, str(error))
+        except OSError:
+            return _refusal(507, "The disk of the server is full. Try again later.")
+        except ClientDisconnect:
+            return Response(status_code=499)
+
+    return Route(path, guarded, methods=[method])
+
+
+async def _body(request: Request, limit: int) -> bytes | None:
+    """Read a body of at most ``limit`` bytes; None if it has more."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _file(path: Path, media_type: str, headers: dict[str, str], name: str | None = None) -> Response:
+    if not path.is_file():
+        return _refusal(404, "There is no such file, or not yet.")
+    return FileResponse(path, media_type=media_type, headers=headers, filename=name)
+
+
+def _refusal(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status_code=status, headers=_NEVER)
