@@ -7,6 +7,7 @@ this process works on a run its manifest is in memory, and on disk for after a r
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import re
@@ -75,6 +76,8 @@ class Runs:
         self._runs: dict[str, Run] = {}  # at work, or lately finished
         self._queue: list[Run] = []
         self._at_work: set[str] = set()
+        self._services = itertools.count(1)
+        self._last_served: dict[str, int] = {}  # by owner
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
@@ -233,6 +236,9 @@ class Runs:
                 run = self._in_turn()[0]
                 self._queue.remove(run)
                 self._at_work.add(run.id)
+                waiting = {run.owner for run in self._queue}
+                self._last_served = {who: when for who, when in self._last_served.items() if who in waiting}
+                self._last_served[run.owner] = next(self._services)
             self._tell_positions()
             try:
                 run.context.run(self._do, run)
@@ -264,7 +270,7 @@ class Runs:
         for run in self._queue:
             turn_of[run.id] = turns[run.owner]
             turns[run.owner] += 1
-        return sorted(self._queue, key=lambda run: turn_of[run.id])
+        return sorted(self._queue, key=lambda run: (turn_of[run.id], self._last_served.get(run.owner, 0)))
 
     def _tell_positions(self) -> None:
         with self._changed:

@@ -35,9 +35,8 @@ MEDIA_TYPES = {
     "colmap": "application/zip",
     "tum": "text/plain; charset=utf-8",
     "npz": "application/octet-stream",
-    "mp4": "video/mp4",
 }
-MOST_POINTS = {"glb": 3_000_000, "ply": 3_000_000, "colmap": 200_000, "mp4": 1_000_000}
+MOST_POINTS = {"glb": 3_000_000, "ply": 3_000_000, "colmap": 200_000}
 
 _making = threading.Lock()  # one at a time: each may take hundreds of megabytes for a moment
 

@@ -26,7 +26,6 @@ DOWNLOADS = (
     {"format": "colmap", "name": "colmap.zip", "label": "COLMAP: sparse model and images"},
     {"format": "tum", "name": "trajectory.txt", "label": "TUM: camera path as text"},
     {"format": "npz", "name": "predictions.npz", "label": "NPZ: raw predictions"},
-    {"format": "mp4", "name": "turntable.mp4", "label": "MP4: a turn around the scene"},
 )
 
 
@@ -126,16 +125,22 @@ class Run:
             OSError: it cannot be written; those who wait get it all the same.
         """
         with self._writing:
-            with self._lock:
-                if all(self._manifest[key] == value for key, value in changes.items()):
-                    return
-                self._manifest = {**self._manifest, **changes, "version": self._manifest["version"] + 1}
-                waiters, self._waiters = self._waiters, []
-            for loop, event in waiters:
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(event.set)
-            if self._has_folder:
-                write_atomically(self.folder / MANIFEST, json.dumps(self._manifest, allow_nan=False).encode())
+            if all(self._manifest[key] == value for key, value in changes.items()):
+                return
+            manifest = {**self._manifest, **changes, "version": self._manifest["version"] + 1}
+            try:
+                if self._has_folder:
+                    write_atomically(self.folder / MANIFEST, json.dumps(manifest, allow_nan=False).encode())
+            finally:
+                self._publish(manifest)
+
+    def _publish(self, manifest: dict[str, Any]) -> None:
+        with self._lock:
+            self._manifest = manifest
+            waiters, self._waiters = self._waiters, []
+        for loop, event in waiters:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(event.set)
 
     def waits_at(self, position: int) -> None:
         """Tell the place in the queue, unless the run has left it."""
@@ -152,8 +157,9 @@ class Run:
                 return dict(self._manifest)
             self._waiters.append(waiter)
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
-        except TimeoutError:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout_s)
+        finally:
             with self._lock, suppress(ValueError):
                 self._waiters.remove(waiter)
         return self.manifest

@@ -79,8 +79,8 @@ def page_theme() -> gr.themes.Base:
     return gr.themes.Base(
         primary_hue="orange",
         neutral_hue="slate",
-        font=["ui-sans-serif", "system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
+        font=[gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")],
+        font_mono=[gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
         radius_size="md",
     )
 
