@@ -274,10 +274,10 @@ class Runs:
 
     def _tell_positions(self) -> None:
         with self._changed:
-            waiting = list(enumerate(self._in_turn(), start=1))
+            waiting = list(enumerate(self._in_turn()))
         for position, run in waiting:
             with suppress(OSError):  # a full disk: the visitor sees it when the run begins
-                run.waits_at(position)
+                run.waits_behind(position)
 
     def _drop_unwanted(self) -> None:
         with self._changed:

@@ -142,11 +142,11 @@ class Run:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(event.set)
 
-    def waits_at(self, position: int) -> None:
-        """Tell the place in the queue, unless the run has left it."""
+    def waits_behind(self, num_runs: int) -> None:
+        """Tell how many runs come first, unless this one has left the queue."""
         with self._writing:
             if self._manifest["status"] == "queued":
-                self.update(queue_position=position)
+                self.update(queue_position=num_runs)
 
     async def newer_manifest(self, version: int, timeout_s: float) -> dict[str, Any]:
         """Return the manifest once its version is above ``version``, or as it is after ``timeout_s``."""

@@ -12,11 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from . import handlers
+from . import handlers, page
 from .engine import Engine
 from .inputs import InputError
 from .jobs import BusyError, Runs
-from .page import Camera, Examples, Stage, find_examples, page_css, page_theme
 from .results import NotReadyError
 from .routes import run_routes
 from .run import DOWNLOADS
@@ -37,7 +36,7 @@ def build_demo(runs: Runs, engine: Engine) -> gr.Blocks:
         runs: where its runs go.
         engine: what they run on.
     """
-    examples = find_examples(runs.examples)
+    examples = page.find_examples(runs.examples)
     with gr.Blocks(title="StreamVGGT: live 3D from video", delete_cache=(600, 3600)) as demo:
         gr.HTML(
             "<h1>Turn a video into a 3D scene while it plays</h1>"
@@ -59,12 +58,12 @@ def build_demo(runs: Runs, engine: Engine) -> gr.Blocks:
                         )
                         images_button = gr.Button("Build the scene", variant="primary", elem_id="start-images")
                     with gr.Tab("Live camera", visible=not engine.on_zero_gpu):
-                        camera = Camera()
+                        camera = page.camera()
                         camera_button = gr.Button("Start the camera", variant="primary", elem_id="start-camera")
-                Examples(examples)
+                page.example_cards(examples)
                 controls = _settings_controls()
             with gr.Column(scale=5, min_width=340):
-                stage = Stage(elem_id="stage", first=examples[0]["run"] if examples else None)
+                stage = page.stage(examples[0]["run"] if examples else None)
         visitor = [gr.Textbox(visible="hidden", label=label) for label in ("Former run", "Viewer")]
         inputs = [*controls.values(), *visitor]
         video_button.click(_starter(runs, handlers.start_video), [video, *inputs], stage, js=_WITH_VISITOR, **_INTERNAL)
@@ -86,8 +85,8 @@ def launch_options(runs: Runs) -> dict[str, Any]:
         "run_history": False,
         "ssr_mode": False,
         "show_error": True,
-        "css": page_css(),
-        "theme": page_theme(),
+        "css": page.page_css(),
+        "theme": page.page_theme(),
     }
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import queue
-import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -12,6 +12,7 @@ from demo.jobs import Runs
 from demo.run import FINISHED
 from demo.settings import Limits, RunSettings
 
+LIMITS = Limits()
 TINY = RunSettings(fps=10, model="tiny", width_px=56)
 
 
@@ -59,23 +60,36 @@ class Work:
     def nod(self, run_id, what="chunk"):
         self.nods(run_id).put(what)
 
+    def settle(self, run_id):
+        """Wait until every nod is done, and so is the look at whether the run must end."""
+        self.nods(run_id).join()
+
     def __call__(self, run):
         self.begun.put(run.id)
         while True:
             what = self.nods(run.id).get(timeout=20)
-            if isinstance(what, BaseException):
-                raise what
-            if what == "end":
-                return None
-            if what == "chunk":
-                run.grown(cache_bytes=1, points=1, conf_percentiles=[])
-            if run.ending is not None:
-                return run.ending
+            try:
+                if isinstance(what, BaseException):
+                    raise what
+                if what == "end":
+                    return None
+                if what == "chunk":
+                    run.grown(cache_bytes=1, points=1, conf_percentiles=[])
+                if run.ending is not None:
+                    return run.ending
+            finally:
+                self.nods(run.id).task_done()
 
 
-def make_runs(folder, work, limits=Limits(), **options):
+def make_runs(folder, work, limits=LIMITS, **options):
     options = {"workers": 1, "clock": Clock(), "tidy_in_background": False} | options
     return Runs(folder / "runs", folder / "examples", work, limits, **options)
+
+
+def run_async(coroutine):
+    """Run a coroutine in a thread of its own: Playwright keeps an event loop running in the main one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def wait_for(runs, run_id, is_so, viewer="test"):
@@ -88,7 +102,7 @@ def wait_for(runs, run_id, is_so, viewer="test"):
             manifest = await runs.newer_manifest(run_id, manifest["version"], viewer)
         return manifest
 
-    return asyncio.run(asyncio.wait_for(follow(), 60))
+    return run_async(asyncio.wait_for(follow(), 60))
 
 
 def wait_for_end(runs, run_id):
@@ -116,7 +130,3 @@ def write_video(path, num_frames=4, size_wh=(112, 84), rate=10, codec="libx264")
 
 def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def forget(folder):
-    shutil.rmtree(folder, ignore_errors=True)

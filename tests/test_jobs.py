@@ -7,7 +7,7 @@ import os
 import stat
 
 import pytest
-from runs import TINY, Clock, Still, Work, files_in, make_runs, wait_for, wait_for_end
+from runs import TINY, Clock, Still, Work, files_in, make_runs, run_async, wait_for, wait_for_end
 
 from demo.inputs import InputError
 from demo.jobs import BusyError, RunNotFoundError
@@ -75,7 +75,19 @@ def test_run_ids_are_long_and_never_the_same(runs):
 
 @pytest.mark.parametrize(
     "bad",
-    ["", ".", "..", "../etc", "a/b", "a" * 22, "example-../x", "example-", "example-%2e%2e", "A" * 21 + "\n", "\0" * 22],
+    [
+        "",
+        ".",
+        "..",
+        "../etc",
+        "a/b",
+        "a" * 22,
+        "example-../x",
+        "example-",
+        "example-%2e%2e",
+        "A" * 21 + "\n",
+        "\0" * 22,
+    ],
 )
 def test_ids_that_are_no_runs_are_not_found(runs, bad):
     for look in (runs.find, runs.manifest, runs.stop, runs.camera):
@@ -86,11 +98,11 @@ def test_ids_that_are_no_runs_are_not_found(runs, bad):
 def test_those_who_wait_see_their_place_and_move_up(runs, work):
     first, second, third = (start(runs, owner=str(number)) for number in range(3))
     wait_for(runs, first, lambda m: m["status"] == "running")
-    assert wait_for(runs, second, lambda m: m["queue_position"] == 1)["status"] == "queued"
-    assert wait_for(runs, third, lambda m: m["queue_position"] == 2)["status"] == "queued"
+    assert wait_for(runs, second, lambda m: m["queue_position"] == 0)["status"] == "queued"
+    assert wait_for(runs, third, lambda m: m["queue_position"] == 1)["status"] == "queued"
     work.nod(first, "end")
     wait_for(runs, second, lambda m: m["status"] == "running")
-    assert wait_for(runs, third, lambda m: m["queue_position"] == 1)["status"] == "queued"
+    assert wait_for(runs, third, lambda m: m["queue_position"] == 0)["status"] == "queued"
 
 
 def test_owners_take_turns(runs, work):
@@ -152,7 +164,7 @@ def test_a_run_that_nobody_watches_ends_after_the_grace_period(runs, work, clock
     wait_for(runs, run_id, lambda m: m["status"] == "running")
     clock.pass_s(LIMITS.grace_s - 1)
     work.nod(run_id)
-    wait_for(runs, run_id, count_is(1))
+    work.settle(run_id)
     clock.pass_s(LIMITS.grace_s + 1)
     assert work.begun.get(timeout=10) == run_id
     work.nod(run_id, "look")
@@ -175,7 +187,7 @@ def test_an_open_poll_counts_as_watching(runs, work, clock):
         work.nod(run_id)
         return await poll
 
-    assert asyncio.run(watch())["count"] == 1
+    assert run_async(watch())["count"] == 1
 
 
 def test_a_watcher_that_vanishes_in_mid_poll_is_gone(runs, clock):
@@ -187,7 +199,7 @@ def test_a_watcher_that_vanishes_in_mid_poll_is_gone(runs, clock):
         poll.cancel()
         await asyncio.gather(poll, return_exceptions=True)
 
-    asyncio.run(vanish())
+    run_async(vanish())
     clock.pass_s(LIMITS.grace_s + 1)
     assert "nobody was watching" in runs._runs[run_id].ending
     assert runs._runs[run_id]._waiters == []
@@ -197,16 +209,16 @@ def test_a_queued_run_that_nobody_waits_for_leaves_the_queue(runs, work, clock):
     first, second, third = (start(runs) for _ in range(3))
     assert work.begun.get(timeout=10) == first
     clock.pass_s(LIMITS.grace_s + 1)
-    assert asyncio.run(runs.newer_manifest(third, 0))["status"] == "queued"
+    assert run_async(runs.newer_manifest(third, 0))["status"] == "queued"
     runs.tidy()
     assert runs.manifest(second)["status"] == "stopped"
-    assert runs.manifest(third)["queue_position"] == 1
+    assert runs.manifest(third)["queue_position"] == 0
 
 
 def test_the_time_limit_ends_a_run_with_what_it_has_and_says_so(runs, work, clock):
     run_id = runs.start(Still(total=9), TINY)
     work.nod(run_id)
-    wait_for(runs, run_id, count_is(1))
+    work.settle(run_id)
     with runs._runs[run_id].watchers.watching("somebody"):
         clock.pass_s(LIMITS.run_s + 1)
         work.nod(run_id)
@@ -304,7 +316,7 @@ def test_finished_runs_are_forgotten_but_found_on_disk(runs, work):
     runs.tidy()
     assert not runs._runs
     assert runs.manifest(run_id) == before
-    assert asyncio.run(runs.newer_manifest(run_id, 0)) == before
+    assert run_async(runs.newer_manifest(run_id, 0)) == before
 
 
 def test_another_process_reads_finished_runs_and_calls_unfinished_ones_stopped(runs, work, tmp_path):

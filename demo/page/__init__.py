@@ -1,4 +1,7 @@
-"""What of the page Gradio has no part for: the stage that holds the viewer, the live camera, the cards of examples."""
+"""What of the page Gradio has no part for: the stage that holds the viewer, the live camera, the cards of examples.
+
+They are made by functions: for a subclass of its components Gradio writes a stub file beside the source.
+"""
 
 from __future__ import annotations
 
@@ -11,52 +14,50 @@ import gradio as gr
 _HERE = Path(__file__).parent
 
 
-class Stage(gr.HTML):
-    """The 3D viewer. The value is the id of the run that it shows."""
+def stage(first: str | None) -> gr.HTML:
+    """Make the place of the 3D viewer. Its value is the id of the run to show.
 
-    def __init__(self, *, elem_id: str, first: str | None) -> None:
-        super().__init__(
-            "",
-            html_template='<div class="stage"></div>',
-            js_on_load=_script("stage.js"),
-            elem_id=elem_id,
-            apply_default_css=False,
-            first=first or "",
-        )
-
-
-class Camera(gr.HTML):
-    """Preview of the visitor's camera; sends its frames to the run whose id is the value."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "",
-            html_template='<div class="camera"><video muted playsinline aria-label="Your camera"></video>'
-            '<p role="status">Frames go to this server one by one and are deleted with the run.</p></div>',
-            js_on_load=_script("camera.js"),
-            elem_id="camera",
-            apply_default_css=False,
-        )
+    Args:
+        first: run to show before the visitor chooses anything, if there is one.
+    """
+    return gr.HTML(
+        "",
+        html_template='<div class="stage"></div>',
+        js_on_load=_script("stage.js"),
+        elem_id="stage",
+        apply_default_css=False,
+        first=first or "",
+    )
 
 
-class Examples(gr.HTML):
-    """A card for each finished example; a click shows it in the viewer."""
+def camera() -> gr.HTML:
+    """Make a preview of the visitor's camera. It sends frames to the run whose id is the value."""
+    return gr.HTML(
+        "",
+        html_template='<div class="camera"><video muted playsinline aria-label="Your camera"></video>'
+        '<p role="status">Frames go to this server one by one and are deleted with the run.</p></div>',
+        js_on_load=_script("camera.js"),
+        elem_id="camera",
+        apply_default_css=False,
+    )
 
-    def __init__(self, examples: list[dict[str, str]]) -> None:
-        cards = "".join(
-            f'<button type="button" data-run="{html.escape(example["run"])}">'
-            f'<img alt="" loading="lazy" data-src="{html.escape(example["picture"])}">'
-            f"<span>{html.escape(example['title'])}</span></button>"
-            for example in examples
-        )
-        super().__init__(
-            "",
-            html_template=f'<h2>Or look at an example</h2><div class="cards">{cards}</div>',
-            js_on_load=_script("examples.js"),
-            elem_id="examples",
-            apply_default_css=False,
-            visible=bool(examples),
-        )
+
+def example_cards(examples: list[dict[str, str]]) -> gr.HTML:
+    """Make a card for each finished example; a click shows it in the viewer."""
+    cards = "".join(
+        f'<button type="button" data-run="{html.escape(example["run"])}">'
+        f'<img alt="" loading="lazy" data-src="{html.escape(example["picture"])}">'
+        f"<span>{html.escape(example['title'])}</span></button>"
+        for example in examples
+    )
+    return gr.HTML(
+        "",
+        html_template=f'<h2>Or look at an example</h2><div class="cards">{cards}</div>',
+        js_on_load=_script("examples.js"),
+        elem_id="examples",
+        apply_default_css=False,
+        visible=bool(examples),
+    )
 
 
 def find_examples(folder: Path) -> list[dict[str, str]]:
