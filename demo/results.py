@@ -23,6 +23,7 @@ from streamvggt import (
     npz_bytes,
     ply_bytes,
     tum_trajectory,
+    turntable_mp4,
 )
 
 from .reconstruction import frame_cloud, read_prediction
@@ -35,8 +36,9 @@ MEDIA_TYPES = {
     "colmap": "application/zip",
     "tum": "text/plain; charset=utf-8",
     "npz": "application/octet-stream",
+    "mp4": "video/mp4",
 }
-MOST_POINTS = {"glb": 3_000_000, "ply": 3_000_000, "colmap": 200_000}
+MOST_POINTS = {"glb": 3_000_000, "ply": 3_000_000, "colmap": 200_000, "mp4": 500_000}
 
 _making = threading.Lock()  # one at a time: each may take hundreds of megabytes for a moment
 
@@ -145,12 +147,17 @@ def _npz(file: BinaryIO, predictions: Predictions) -> None:
                         member.write(one["image" if name == "images" else name].astype(template.dtype).tobytes())
 
 
+def _mp4(file: BinaryIO, predictions: Predictions) -> None:
+    file.write(turntable_mp4(*predictions.cloud(MOST_POINTS["mp4"])))
+
+
 _MAKERS: dict[str, Callable[[BinaryIO, Predictions], None]] = {
     "glb": _glb,
     "ply": _ply,
     "colmap": _colmap,
     "tum": _tum,
     "npz": _npz,
+    "mp4": _mp4,
 }
 
 

@@ -26,6 +26,7 @@ DOWNLOADS = (
     {"format": "colmap", "name": "colmap.zip", "label": "COLMAP: sparse model and images"},
     {"format": "tum", "name": "trajectory.txt", "label": "TUM: camera path as text"},
     {"format": "npz", "name": "predictions.npz", "label": "NPZ: raw predictions"},
+    {"format": "mp4", "name": "turntable.mp4", "label": "MP4: a turn of the scene, as a film"},
 )
 
 

@@ -60,18 +60,23 @@ watch("value", () => {
   if (props.value) open(props.value);
 });
 
-try {
-  await loadBundle();
-  viewer = StreamVGGT.mount(place, { root, viewer: viewerName });
+async function mount() {
+  try {
+    await loadBundle();
+    viewer = StreamVGGT.mount(place, { root, viewer: viewerName });
+  } catch (error) {
+    const message = document.createElement("p");
+    message.setAttribute("role", "alert");
+    message.textContent = `The 3D viewer does not start here: ${error.message}. Reload the page to try again.`;
+    place.replaceChildren(message);
+    return;
+  }
   const linked = new URLSearchParams(location.search).get("run");
   const left = remembered();
   if (current) viewer.open(current);
   else if (linked) open(linked);
   else if (left && (await isKnown(left))) open(left);
   else if (props.first) viewer.open(props.first);
-} catch (error) {
-  const message = document.createElement("p");
-  message.setAttribute("role", "alert");
-  message.textContent = `The 3D viewer does not start here: ${error.message}. Reload the page to try again.`;
-  place.replaceChildren(message);
 }
+
+mount();
