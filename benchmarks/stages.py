@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from streamvggt import AnchorWindow, StreamVGGT, load_model
-from streamvggt.cache import StreamState
+from streamvggt.state import StreamState
 
 STAGES = ("encoder", "blocks", "camera head", "depth and point heads")
 
@@ -20,16 +20,16 @@ def frame_times(model: StreamVGGT, frame: torch.Tensor, state: StreamState) -> l
     """Take one frame into the stream, by the steps of ``StreamVGGT.forward``; seconds of each stage."""
     hw = (frame.shape[-2], frame.shape[-1])
     marks = [time.perf_counter()]
-    state.slots.begin(1)
+    state.begin(1, (1, *hw))
     encoded = model._encode(frame)
     marks.append(time.perf_counter())
-    tokens, state.matches = model._aggregate(encoded, hw, state.block_attends, state.num_frames, state.matches)
+    tokens, matches = model._aggregate(encoded, hw, state.block_attends, state.num_frames, state.matches)
     marks.append(time.perf_counter())
     poses = model.camera_head(tokens[model.config.depth - 1], state.camera_attend)
     marks.append(time.perf_counter())
     model._dense(tokens, hw, poses)
     marks.append(time.perf_counter())
-    state.slots.commit()
+    state.commit(matches)
     return [after - before for before, after in itertools.pairwise(marks)]
 
 

@@ -32,9 +32,10 @@ from released_scheme import ReleasedStream
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from streamvggt.cache import AnchorWindow, CachePolicy, KeepAll, StreamState
 from streamvggt.config import StreamVGGTConfig
 from streamvggt.model import StreamVGGT
+from streamvggt.policies import AnchorWindow, CachePolicy, KeepAll
+from streamvggt.state import StreamState
 from streamvggt.types import Predictions
 
 CONFIGS = {"tiny": StreamVGGTConfig.tiny, "small": StreamVGGTConfig.small, "vggt-1b": StreamVGGTConfig.vggt_1b}
@@ -87,15 +88,15 @@ class Stream:
     def undone(self) -> Iterator[None]:
         """Forget the frames that are taken inside; slots that they filled are free again."""
         slots = self.state.slots
-        before = slots.frames, slots.num_frames
+        before = slots.frames, slots.prototypes, slots.num_frames
         yield
-        slots.frames, slots.num_frames = before
+        slots.frames, slots.prototypes, slots.num_frames = before
 
     def double(self) -> list[Tensor]:
         """Do what the caches do when they are full: copy all they hold to buffers of twice the size."""
         doubled = []
         for cache in (*self.state._blocks, *(cache for row in self.state._camera for cache in row)):
-            for old in (cache._keys, cache._values):
+            for old in cache.store.buffers():
                 new = old.new_empty(*old.shape[:2], 2 * old.shape[2], *old.shape[3:])
                 new[:, :, : old.shape[2]] = old
                 doubled.append(new)

@@ -16,7 +16,6 @@ right, y down, z forward); ``intrinsics`` are in pixels of the processed image; 
 is the first frame's camera and its unit is relative, for the network sees no scale. Confidences are >= 1.
 """
 
-from .cache import AnchorWindow, CachePolicy, KeepAll, StreamState
 from .checkpoint import (
     CheckpointError,
     from_official,
@@ -42,8 +41,10 @@ from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
 from .model import StreamVGGT
 from .pictures import depth_picture, overview_camera, render_points
+from .policies import AnchorWindow, CachePolicy, KeepAll, Keyframes
 from .scene import PointFilter, Scene
 from .session import StreamSession
+from .state import StreamState
 from .thinning import VoxelThinning
 from .turntable import turntable_mp4
 from .types import Camera, Frame, FramePrediction, Placement, PointCloud, Predictions
@@ -57,6 +58,7 @@ __all__ = [
     "Frame",
     "FramePrediction",
     "KeepAll",
+    "Keyframes",
     "Placement",
     "PointCloud",
     "PointFilter",

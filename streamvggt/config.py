@@ -147,7 +147,8 @@ class StreamVGGTConfig:
         """
         blocks = self.depth * self.tokens_per_frame(height, width) * self.embed_dim * bytes_per_number
         camera = self.camera_iterations * self.camera_depth * 2 * self.embed_dim * 4
-        return 2 * (blocks + camera)
+        prototype = self.embed_dim * 4  # what policies compare, see streamvggt.policies
+        return 2 * (blocks + camera) + prototype
 
     @classmethod
     def vggt_1b(cls, attention: Literal["causal", "full"] = "causal") -> StreamVGGTConfig:

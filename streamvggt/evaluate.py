@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cache import CachePolicy, KeepAll
 from .export import write_atomically
 from .geometry import compose, invert_pose
 from .model import StreamVGGT
+from .policies import CachePolicy, KeepAll
 from .predict import Mode, Predictor, predict
 from .protocols import CLIPS, SEQUENCE, Protocol
 from .report import depth_png, trajectory_png

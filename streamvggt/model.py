@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .aggregator import Aggregator
 from .attention import Attend, causal_attention, full_attention
-from .cache import CachePolicy, KeepAll, StreamState, TrackQuery
 from .config import StreamVGGTConfig
 from .encoder import DinoV2, build_encoder
 from .heads.camera import CameraHead
@@ -21,6 +20,8 @@ from .heads.dense import DenseHead, signed_expm1
 from .heads.track import TrackHead
 from .matching import MatchMemory, SoftMatch
 from .official import from_official
+from .policies import CachePolicy, KeepAll
+from .state import StreamState, TrackQuery
 from .types import OUTPUTS, Predictions
 
 
@@ -62,6 +63,7 @@ class StreamVGGT(nn.Module):
         *,
         storage: Literal["native"] = "native",
         camera_cache: Literal["per_iteration", "shared"] = "per_iteration",
+        memory: int | str | None = None,
     ) -> StreamState:
         """Start the memory of new streams; pass it to every call on them.
 
@@ -70,6 +72,8 @@ class StreamVGGT(nn.Module):
             storage: how keys and values are stored: "native", as they are computed.
             camera_cache: "per_iteration" for streams that equal a batch; "shared" reproduces the poses of the released
                 streaming code, for comparison with published tables.
+            memory: what the streams may take together, in bytes or as text such as "2GB"; it is never passed, and
+                fewer frames are held than the policy asks for where they do not fit. None sets no limit.
 
         Raises:
             ValueError: the network attends to all frames and cannot stream, or an argument is not one of the above.
@@ -79,18 +83,18 @@ class StreamVGGT(nn.Module):
                 'a network with attention="full" needs all frames at once and cannot stream; '
                 'build or load it with attention="causal"'
             )
-        if not hasattr(policy, "evict") or isinstance(policy, type):
+        if not hasattr(policy, "keep") or isinstance(policy, type):
             raise ValueError(f"policy must be an instance such as KeepAll() or AnchorWindow(1, 15), got {policy!r}")
         if storage != "native":
             raise ValueError(f'storage must be "native", got {storage!r}')
         if camera_cache not in ("per_iteration", "shared"):
             raise ValueError(f'camera_cache must be "per_iteration" or "shared", got {camera_cache!r}')
         return StreamState(
-            depth=self.config.depth,
-            camera_rounds=self.config.camera_iterations,
-            camera_depth=self.config.camera_depth,
-            policy=policy,
+            self.config,
+            policy,
             camera_cache=camera_cache,
+            memory=memory,
+            head_bytes=self.camera_head.token_norm.weight.element_size(),
         )
 
     def forward(
@@ -138,7 +142,7 @@ class StreamVGGT(nn.Module):
             return predictions
         with torch.no_grad():
             _check_continues(state, (b, height, width), s, wanted)
-            state.slots.begin(s)
+            state.begin(s, (b, height, width), queries=query_points is not None)
             encoded = self._encode(images)
             tokens, matches = self._aggregate(
                 encoded, (height, width), state.block_attends, state.num_frames, state.matches, wanted
@@ -146,9 +150,7 @@ class StreamVGGT(nn.Module):
             with full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend, wanted)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
-            state.slots.commit()
-            state.matches = matches
-            state.input_shape = (b, height, width)
+            state.commit(matches)
         return predictions
 
     def check_outputs(self, outputs: Collection[str] | None) -> Collection[str]:

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .cache import CachePolicy, KeepAll
 from .geometry import decode_pose, unproject
 from .model import StreamVGGT
+from .policies import CachePolicy, KeepAll
 from .scoring import Answer
 from .types import Predictions, required
 

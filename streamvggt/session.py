@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cache import CachePolicy, KeepAll
 from .geometry import decode_pose
 from .images import preprocess
 from .model import StreamVGGT
+from .policies import CachePolicy, KeepAll
 from .types import FloatArray, Frame, FramePrediction, Placement
 
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
@@ -34,6 +34,9 @@ class StreamSession:
         model: a causal network; the session runs where its weights are.
         policy: which frames are kept in memory.
         storage: how keys and values are stored: "native", as they are computed.
+        memory: what the stream may remember, in bytes or as text such as "2GB" (of 1000) or "512MiB" (of 1024); it is
+            never passed. Where the policy asks for more, fewer frames are held; :class:`KeepAll` goes on as
+            :class:`Keyframes` when it is full, with one warning. None sets no limit.
         size: width in pixels to which frames are resized, a multiple of the patch size (see
             :func:`streamvggt.preprocess`); None takes ``model.config.image_size``.
         dtype: precision of encoder and aggregator, by autocast; the heads stay in float32. None takes bfloat16 (on old
@@ -42,8 +45,8 @@ class StreamSession:
             None, and what they would cost is saved. None takes all that the network has.
 
     Raises:
-        ValueError: the network attends to all frames or has no such output, the size does not fit it, or the dtype is
-            no such precision.
+        ValueError: the network attends to all frames or has no such output, the size does not fit it, or the dtype or
+            memory is none of the above.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class StreamSession:
         policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
         *,
         storage: Literal["native"] = "native",
+        memory: int | str | None = None,
         size: int | None = None,
         dtype: torch.dtype | None = None,
         outputs: Collection[str] | None = None,
@@ -66,7 +70,7 @@ class StreamSession:
         self._device = next(model.parameters()).device
         self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
         self._outputs = model.check_outputs(outputs)
-        self._state = model.new_state(policy, storage=storage)
+        self._state = model.new_state(policy, storage=storage, memory=memory)
 
     @property
     def num_frames(self) -> int:
@@ -82,9 +86,31 @@ class StreamSession:
     def nbytes(self) -> int:
         """Bytes that the held frames take: keys, values and features of point tracks.
 
-        With a policy that grows, as many more may be reserved: buffers double when they are full.
+        With a policy that grows, as many more may be reserved, though never more than the memory allows: buffers
+        double when they are full.
         """
         return self._state.nbytes
+
+    @property
+    def policy(self) -> CachePolicy:
+        """Which frames are kept: what was asked for, with counts that the memory has room for."""
+        return self._state.policy
+
+    def set_policy(self, policy: CachePolicy, *, memory: int | str | None = None) -> None:
+        """Go on with another policy and memory; frames that it would not hold are dropped at once.
+
+        Args:
+            policy: which frames are kept from here on.
+            memory: as for a new session; None sets no limit.
+
+        Raises:
+            ValueError: there is no room for the least that the policy needs. The stream is as it was before.
+        """
+        self._state.set_policy(policy, memory=memory)
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is the first of a new one."""
+        self._state.reset()
 
     def step(
         self, frame: Frame | NDArray[np.uint8], query_points: NDArray[np.floating[Any]] | None = None

@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from streamvggt import Predictions, StreamVGGT, StreamVGGTConfig, encode_pose, unproject
 from streamvggt.__main__ import main
-from streamvggt.cache import AnchorWindow, KeepAll
 from streamvggt.evaluate import EvaluationError, evaluate_clips, evaluate_sequence, evaluate_sequences
+from streamvggt.policies import AnchorWindow, KeepAll
 from streamvggt.protocols import CLIPS, PROTOCOLS, SEQUENCE
 from streamvggt.report import markdown
 from streamvggt.scoring import Answer, Truth, iterate_closest_points, mean_scores, score, template_depth

@@ -139,8 +139,8 @@ def test_held_frames_and_bytes_follow_the_policy(tiny):
     sizes = [(session.step(image), session.nbytes)[1] for image in frames(5)]
     assert session.held_frames == (0, 3, 4)
     assert session.num_frames == 5
-    # K and V, 4 bytes: 4 layers of 37 tokens 48 wide, 4 rounds of 2 camera blocks 96 wide.
-    assert sizes == [n * 8 * (4 * 37 * 48 + 4 * 2 * 96) for n in (1, 2, 3, 3, 3)]
+    # K and V, 4 bytes: 4 layers of 37 tokens 48 wide, 4 rounds of 2 camera blocks 96 wide; a prototype 48 wide.
+    assert sizes == [n * (8 * (4 * 37 * 48 + 4 * 2 * 96) + 4 * 48) for n in (1, 2, 3, 3, 3)]
 
 
 def test_a_frame_of_another_size_in_mid_stream_is_refused_and_the_stream_goes_on(tiny):
@@ -236,7 +236,8 @@ def test_half_precision_keeps_a_half_size_cache_and_float32_heads(tiny):
     for image in video:
         want, got = full.step(image), half.step(image)
     assert got.depth.dtype == np.float32
-    camera_bytes = 3 * 8 * 4 * 2 * 96  # the camera head computes, and caches, in float32
+    # The camera head computes, and caches, in float32; so do prototypes.
+    camera_bytes = 3 * (8 * 4 * 2 * 96 + 4 * 48)
     assert half.nbytes - camera_bytes == (full.nbytes - camera_bytes) / 2
     np.testing.assert_allclose(got.depth, want.depth, rtol=0.2)
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..cache import AnchorWindow, CachePolicy, KeepAll
+from ..policies import AnchorWindow, CachePolicy, KeepAll
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a verb adds its parser."""

@@ -1,0 +1,206 @@
+"""What a stream keeps when it cannot keep everything: rules that choose frames, and tokens of frames.
+
+A rule is a frozen dataclass and sees numbers only: which frames there are, what they cost, and one *prototype* for each
+of them, the direction of its mean key in the first global block. Prototypes hardly depend on what is held (RetrieveVGGT
+chooses by them too), so that one choice serves all layers, the camera head's caches and the point tracks. Keys and
+values are the business of :mod:`streamvggt.cache`; attention knows no rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+DEFAULT_FRAMES = 24  # held by rules that are given neither a count nor a memory
+
+
+class Costs(NamedTuple):
+    """What held frames cost in bytes, and what there is to spend."""
+
+    tokens: int  # tokens of a frame, P
+    special: int  # camera and register tokens among them
+    token: int  # bytes of one token in all layers
+    label: int  # bytes to say whose token it is, where frames are not kept whole
+    frame: int  # bytes of one frame beside its tokens
+    room: int | None  # bytes for all frames; None for no limit
+
+    def whole_frames(self) -> int | None:
+        """How many whole frames there is room for; None for no limit."""
+        return None if self.room is None else self.room // (self.tokens * self.token + self.frame)
+
+
+class CachePolicy(Protocol):
+    """Decides which frames a stream keeps. Rules inherit from this and are frozen dataclasses."""
+
+    @property
+    def capacity(self) -> int | None:
+        """The most frames held at once, the newest among them; None for no limit."""
+
+    def keep(self, frames: Sequence[int], prototypes: Tensor) -> Sequence[int]:
+        """Choose :attr:`capacity` of more frames than that.
+
+        Args:
+            frames: numbers of the frames, ascending; the last one has just come in and must stay.
+            prototypes: ``[n, B, E]`` for these n frames of B streams, each of length 1: the mean key of a frame's
+                patches in the first global block, all heads joined.
+
+        Returns:
+            Numbers of the frames that stay.
+        """
+
+    def fit(self, costs: Costs) -> CachePolicy:
+        """Return this rule with counts that there is room for, those that were left open filled in.
+
+        Raises:
+            ValueError: there is no room for the least that this rule needs.
+        """
+        most = costs.whole_frames()
+        if self.capacity is not None and most is not None and most < self.capacity:
+            raise too_little_room(self, costs, self.capacity)
+        return self
+
+
+def too_little_room(policy: CachePolicy, costs: Costs, frames: int) -> ValueError:
+    """Say what ``frames`` whole frames would take."""
+    needed = frames * (costs.tokens * costs.token + costs.frame)
+    return ValueError(
+        f"{policy} needs room for {frames} frames, {needed:,} bytes beside what every stream takes, and has "
+        f"{costs.room:,}; give it more memory, smaller frames, or another policy"
+    )
+
+
+@dataclass(frozen=True)
+class KeepAll(CachePolicy):
+    """Keep every frame: exact, with memory and time that grow with the stream.
+
+    With a limit of memory, a stream that reaches it goes on as :class:`Keyframes`, and says so once.
+    """
+
+    @property
+    def capacity(self) -> None:
+        """No limit."""
+        return None
+
+    def keep(self, frames: Sequence[int], prototypes: Tensor) -> Sequence[int]:
+        """Keep them all."""
+        return frames
+
+
+@dataclass(frozen=True)
+class AnchorWindow(CachePolicy):
+    """Keep the first frames, which define world and scale, and the most recent ones.
+
+    Attributes:
+        anchors: frames kept from the start of the stream, at least 1.
+        recent: most recent frames kept, the newest among them, at least 1; fewer where memory is short.
+    """
+
+    anchors: int = 1
+    recent: int = 15
+
+    def __post_init__(self) -> None:
+        _check_counts(self, {"anchors": self.anchors, "recent": self.recent})
+
+    @property
+    def capacity(self) -> int:
+        """Anchors and recent frames together."""
+        return self.anchors + self.recent
+
+    def keep(self, frames: Sequence[int], prototypes: Tensor) -> Sequence[int]:
+        """Drop the oldest that are no anchors."""
+        return [*frames[: self.anchors], *frames[-self.recent :]]
+
+    def fit(self, costs: Costs) -> AnchorWindow:
+        """Hold fewer recent frames where memory is short."""
+        most = costs.whole_frames()
+        if most is None or self.capacity <= most:
+            return self
+        if most <= self.anchors:
+            raise too_little_room(self, costs, self.anchors + 1)
+        return replace(self, recent=most - self.anchors)
+
+
+@dataclass(frozen=True)
+class Keyframes(CachePolicy):
+    """Keep the first frames, the most recent ones, and between them those that differ most.
+
+    A bank of frames is chosen farthest first (greedy k-centre): beginning with the frames that stay anyway, always the
+    one whose prototype is least like any chosen so far. So memory goes to places, not to the time spent at them. In the
+    manner of FrameVGGT, which compares frames layer by layer.
+
+    Attributes:
+        anchors: frames kept from the start of the stream, at least 1.
+        bank: frames kept between, at least 0; fewer where memory is short. None fills the memory of the stream, or
+            makes up 24 frames in all where no limit was given.
+        recent: most recent frames kept, the newest among them, at least 1; where memory is short no more than a third
+            of what it holds beside the anchors.
+    """
+
+    anchors: int = 1
+    bank: int | None = None
+    recent: int = 8
+
+    def __post_init__(self) -> None:
+        _check_counts(self, {"anchors": self.anchors, "recent": self.recent})
+        if self.bank is not None:
+            _check_counts(self, {"bank": self.bank}, least=0)
+
+    @property
+    def capacity(self) -> int:
+        """Anchors, bank and recent frames together."""
+        bank = max(0, DEFAULT_FRAMES - self.anchors - self.recent) if self.bank is None else self.bank
+        return self.anchors + bank + self.recent
+
+    def keep(self, frames: Sequence[int], prototypes: Tensor) -> Sequence[int]:
+        """Drop those of the frames between that are most like others."""
+        likeness = torch.einsum("nbe,mbe->nm", prototypes, prototypes).div(prototypes.shape[1]).cpu()
+        first, last = self.anchors, len(frames) - self.recent
+        stay = [*range(first), *range(last, len(frames))]
+        chosen = _farthest_first(likeness, stay, range(first, last), self.capacity - len(stay))
+        return [frames[i] for i in sorted([*stay, *chosen])]
+
+    def fit(self, costs: Costs) -> Keyframes:
+        """Hold fewer frames where memory is short; fill it where the bank is open."""
+        most = costs.whole_frames()
+        if most is None:
+            return replace(self, bank=self.capacity - self.anchors - self.recent)
+        if most <= self.anchors:
+            raise too_little_room(self, costs, self.anchors + 1)
+        free = most - self.anchors
+        recent = self.recent if most >= self.capacity else min(self.recent, (free + 2) // 3)
+        room = free - recent
+        return replace(self, recent=recent, bank=room if self.bank is None else min(self.bank, room))
+
+
+def _farthest_first(likeness: Tensor, chosen: Iterable[int], candidates: Iterable[int], count: int) -> list[int]:
+    """Choose ``count`` candidates, always the one least like all that are chosen; of equals the first.
+
+    Args:
+        likeness: of all pairs, ``[n, n]``.
+        chosen: indices that are chosen already.
+        candidates: indices to choose from.
+        count: how many to choose.
+    """
+    left = list(candidates)
+    nearest = likeness[left][:, list(chosen)].amax(1)
+    picked: list[int] = []
+    for _ in range(count):
+        best = int(nearest.argmin())
+        picked.append(left[best])
+        nearest = torch.maximum(nearest, likeness[left, left[best]])
+        nearest[best] = torch.inf
+    return picked
+
+
+def _check_counts(policy: object, counts: dict[str, int], least: int = 1) -> None:
+    """Raise ValueError for counts that are no whole numbers of at least ``least``."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise ValueError(
+                f"{type(policy).__name__} needs whole numbers, {name} of at least {least}, got {name}={count!r}; "
+                "the first frame defines the world and the newest must be seen"
+            )

@@ -1,0 +1,285 @@
+"""All that streams remember of their past, and how it fits into a given memory."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from .attention import Attend
+from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
+from .config import StreamVGGTConfig
+from .matching import MatchMemory
+from .policies import CachePolicy, Costs, Keyframes
+
+CameraCache = Literal["per_iteration", "shared"]
+
+_UNITS = {"": 1, **{prefix + "B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {prefix + "IB": 1024**i for i, prefix in enumerate(("K", "M", "G", "T"), 1)}
+
+logger = logging.getLogger(__name__)
+
+
+def byte_count(amount: int | str) -> int:
+    """Read an amount of memory: bytes, or text such as "2GB" (of 1000), "1.5 GiB" (of 1024) or "800MB".
+
+    Raises:
+        ValueError: it is none of these, or below 1.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Z]*)\s*", str(amount).upper())
+    unit = _UNITS.get(found[2]) if found else None
+    count = int(float(found[1]) * unit) if found and unit else 0
+    if count < 1 or isinstance(amount, bool):
+        raise ValueError(f'memory must be a number of bytes, or text such as "2GB" or "512MiB", got {amount!r}')
+    return count
+
+
+@dataclass(frozen=True, eq=False)
+class TrackQuery:
+    """Points to follow, with the features of the frame on which they were named.
+
+    Attributes:
+        frame: number of that frame in the stream.
+        points: ``[B, N, 2]``, xy in pixels.
+        features: feature pyramid of that frame, one ``[B, C, h, w]`` a level.
+    """
+
+    frame: int
+    points: Tensor
+    features: Sequence[Tensor]
+
+
+@dataclass
+class TrackMemory:
+    """What point tracking in a stream remembers: the queries and the feature pyramids of held frames by number."""
+
+    queries: list[TrackQuery] = field(default_factory=list)
+    features: dict[int, Sequence[Tensor]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all feature pyramids."""
+        pyramids = {id(level): level.nbytes for q in self.queries for level in q.features}
+        pyramids |= {id(level): level.nbytes for levels in self.features.values() for level in levels}
+        return sum(pyramids.values())
+
+
+class StreamState:
+    """All that ``B`` streams remember of their past. :meth:`streamvggt.StreamVGGT.new_state` makes one.
+
+    Args:
+        config: sizes of the network.
+        policy: which frames are kept.
+        camera_cache: "per_iteration" gives each refinement round its own cache, so that a stream equals a batch;
+            "shared" reproduces the poses of the released streaming code.
+        memory: bytes that :attr:`allocated_bytes` never passes, see :func:`byte_count`; None for no limit.
+        head_bytes: bytes of a number in the heads' precision.
+    """
+
+    def __init__(
+        self,
+        config: StreamVGGTConfig,
+        policy: CachePolicy,
+        *,
+        camera_cache: CameraCache = "per_iteration",
+        memory: int | str | None = None,
+        head_bytes: int = 4,
+    ) -> None:
+        self.config = config
+        self.camera_cache = camera_cache
+        self._head_bytes = head_bytes
+        self._asked, self._memory = policy, None if memory is None else byte_count(memory)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the streams: the next frame is the first of new ones, with the policy and memory asked for."""
+        self.slots = Slots(self._asked)
+        self.tracks = TrackMemory()
+        self.matches = MatchMemory()
+        self.input_shape: tuple[int, int, int] | None = None  # B, H, W of the first call
+        self._key_bytes: int | None = None  # of one number, once keys have been seen
+        self._queries = 0  # frames on which points were named, those of the coming call among them
+        self._coming_shape = (0, 0, 0)
+        self._make_caches()
+
+    def _make_caches(self) -> None:
+        rounds, depth = self.config.camera_iterations, self.config.camera_depth
+        per_iteration = self.camera_cache == "per_iteration"
+        self._blocks = [KVCache(self.slots) for _ in range(self.config.depth)]
+        self._camera = [[KVCache(self.slots) for _ in range(depth)] for _ in range(rounds if per_iteration else 0)]
+        self._shared_camera = [SharedRoundsCache(self.slots, rounds) for _ in range(0 if per_iteration else depth)]
+
+    @property
+    def policy(self) -> CachePolicy:
+        """Which frames are kept: what was asked for, with counts that the memory has room for."""
+        return self.slots.policy
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that are never passed; None for no limit."""
+        return self._memory
+
+    @property
+    def num_frames(self) -> int:
+        """Frames seen so far."""
+        return self.slots.num_frames
+
+    @property
+    def held_frames(self) -> tuple[int, ...]:
+        """Numbers of the frames held, ascending."""
+        return tuple(sorted(self.slots.frames))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: keys and values of blocks and camera head, descriptors, feature pyramids of point tracks."""
+        return sum(cache.nbytes for cache in self._caches) + self._other_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes held, and those of buffers that wait for frames to come; never more than :attr:`memory`."""
+        return sum(cache.store.nbytes for cache in self._caches) + self._other_bytes
+
+    @property
+    def holds_cameras(self) -> bool:
+        """Whether the camera head has seen the frames so far."""
+        return any(cache.nbytes for cache in self._camera_caches)
+
+    @property
+    def block_attends(self) -> list[Attend]:
+        """How each global block attends."""
+        return [self._attend_first, *(cache.attend for cache in self._blocks[1:])]
+
+    def camera_attend(self, round_index: int, block: int) -> Attend:
+        """How a block of the camera head attends in a refinement round."""
+        if self.camera_cache == "shared":
+            return partial(self._shared_camera[block].attend_in_round, round_index=round_index)
+        return self._camera[round_index][block].attend
+
+    def begin(self, num_frames: int, shape: tuple[int, int, int], *, queries: bool = False) -> None:
+        """Announce the frames of a call; the first block attends next, and :meth:`commit` ends the call.
+
+        Args:
+            num_frames: S.
+            shape: B, H, W.
+            queries: whether points to follow are named on the first of them.
+
+        Raises:
+            ValueError: the memory has no room for the features of these points' frame.
+        """
+        self._coming_shape = shape
+        self._queries = len(self.tracks.queries) + queries
+        if self.num_frames == 0:
+            self._make_caches()  # a call that failed may have left buffers of another size
+        elif queries and self._memory is not None:
+            self._apply(self._asked)
+        self.slots.begin(num_frames)
+
+    def commit(self, matches: MatchMemory) -> None:
+        """Make the frames of the call the newest ones of the streams."""
+        self.slots.commit()
+        self.matches = matches
+        self.input_shape = self._coming_shape
+
+    def set_policy(self, policy: CachePolicy, *, memory: int | str | None = None) -> None:
+        """Go on with another policy and limit; frames that it would not hold are dropped at once.
+
+        Args:
+            policy: which frames are kept from here on.
+            memory: bytes from here on, as for a new stream; None for no limit.
+
+        Raises:
+            ValueError: there is no room for the least that the policy needs. The streams are as they were.
+        """
+        before = self._memory
+        self._memory = None if memory is None else byte_count(memory)
+        try:
+            if self.num_frames:
+                self._apply(policy)
+            else:
+                self.slots.policy = policy
+        except ValueError:
+            self._memory = before
+            raise
+        self._asked = policy
+
+    @property
+    def _caches(self) -> list[KVCache]:
+        return [*self._blocks, *self._camera_caches]
+
+    @property
+    def _camera_caches(self) -> list[KVCache]:
+        return [*self._shared_camera, *(cache for row in self._camera for cache in row)]
+
+    @property
+    def _other_bytes(self) -> int:
+        prototypes = sum(prototype.nbytes for prototype in self.slots.prototypes.values())
+        return prototypes + self.matches.nbytes + self.tracks.nbytes
+
+    def _attend_first(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Choose the frames to hold by the keys of the first block, for all caches, and attend in it."""
+        if self.num_frames == 0:
+            self._key_bytes = k.element_size()
+            self.slots.policy, self.slots.fallback = self._fitted(self._asked)
+        self.slots.choose(frame_prototypes(k, self.config.special_tokens))
+        return self._blocks[0].attend(q, k, v)
+
+    def _apply(self, policy: CachePolicy) -> None:
+        """Hold what ``policy`` holds within the memory."""
+        self.slots.policy, self.slots.fallback = self._fitted(policy)
+        kept = self.slots.kept()
+        for cache in self._caches:
+            if len(kept) < len(self.slots.frames) or cache.exceeds_capacity:
+                cache.select(kept)
+        self.slots.select(kept)
+        self.tracks.features = {i: levels for i, levels in self.tracks.features.items() if i in self.slots.frames}
+
+    def _fitted(self, policy: CachePolicy) -> tuple[CachePolicy, CachePolicy | None]:
+        """A policy with counts that there is room for, and the one that takes over where it has no bound."""
+        costs = self._costs()
+        fitted, unlimited = policy.fit(costs), policy.fit(costs._replace(room=None))
+        if fitted.capacity is None and self._memory is not None:
+            return fitted, Keyframes().fit(costs)
+        if fitted.capacity != unlimited.capacity and (fitted.capacity or 0) < (unlimited.capacity or 0):
+            logger.warning("a memory of %s bytes has room for %s, not for %s", f"{self._memory:,}", fitted, unlimited)
+        return fitted, None
+
+    def _costs(self) -> Costs:
+        """What frames of the size of these streams cost."""
+        config, (b, height, width) = self.config, self._coming_shape
+        tokens = config.tokens_per_frame(height, width)
+        key = config.embed_dim * (self._key_bytes or 4)
+        camera_key = 2 * config.embed_dim * self._head_bytes * config.camera_iterations
+        pyramid = self._pyramid_bytes(height, width) if self._queries else 0
+        # Descriptors of the last call stay until the next one succeeds.
+        descriptors = 0 if config.match_layer is None else 4 * (tokens - config.special_tokens) * config.match_dim * 4
+        room = None
+        if self._memory is not None:
+            room = self._memory - b * (descriptors + pyramid * (self._queries + 1))
+            if room < 0:
+                raise ValueError(
+                    f"a memory of {self._memory:,} bytes is too little: descriptors and features of point tracks "
+                    f"alone take {self._memory - room:,}; give it more"
+                )
+        # Beside all that is held, one buffer can be there twice: while it grows, or shrinks.
+        return Costs(
+            tokens=tokens,
+            special=config.special_tokens,
+            token=b * key * (2 * config.depth + 1),
+            label=0,
+            frame=b * (camera_key * (2 * config.camera_depth + 1) + 4 * config.embed_dim + pyramid),
+            room=room,
+        )
+
+    def _pyramid_bytes(self, height: int, width: int) -> int:
+        """Bytes of the features of one frame that point tracks need."""
+        track = self.config.track
+        if track is None:
+            return 0
+        h, w = height // track.stride, width // track.stride
+        pixels = sum((h >> level) * (w >> level) for level in range(track.correlation_levels))
+        return track.features * pixels * self._head_bytes
