@@ -40,6 +40,7 @@ from .geometry import (
 from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
 from .model import StreamVGGT
+from .notebook import SceneView, scene_html, show
 from .pictures import depth_picture, overview_camera, render_points
 from .policies import AnchorWindow, CachePolicy, KeepAll, Keyframes
 from .scene import PointFilter, Scene
@@ -64,6 +65,7 @@ __all__ = [
     "PointFilter",
     "Predictions",
     "Scene",
+    "SceneView",
     "Similarity",
     "StreamSession",
     "StreamState",
@@ -96,6 +98,8 @@ __all__ = [
     "read_frames",
     "render_points",
     "save_model",
+    "scene_html",
+    "show",
     "to_official",
     "to_rgb",
     "to_source_intrinsics",

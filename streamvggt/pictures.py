@@ -32,6 +32,7 @@ _NO_DEPTH = 128  # grey, which no depth has
 
 _OVERSAMPLING = 2
 _MAX_DIAMETER = 12.0  # of a point that is near, pixels
+_FITTED_DIAMETERS = (2.0, 8.0)
 _IN_SIGHT = 0.9  # part of the points that an overview shows
 
 
@@ -71,7 +72,7 @@ def render_points(
     cloud: PointCloud,
     camera: PosedCamera,
     *,
-    point_size: float = 2.5,
+    point_size: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> ByteArray:
     """Draw points as a camera sees them: round, near ones large and in front of far ones, with smooth borders.
@@ -80,7 +81,7 @@ def render_points(
         cloud: the points; none are fine.
         camera: whose view to draw, in a picture of its ``image_hw``; of a scene, or from :func:`overview_camera`.
         point_size: diameter of a point at the median depth of those in the picture, pixels, > 0. It shrinks with
-            depth, and is 12 pixels at most.
+            depth, and is 12 pixels at most. None takes a size with which that many points would just fill the picture.
         background: RGB, 0 to 255.
 
     Returns:
@@ -89,8 +90,8 @@ def render_points(
     Raises:
         ValueError: ``point_size`` is not positive.
     """
-    if not 0 < point_size < math.inf:
-        raise ValueError(f"point_size must be a positive number of pixels, got {point_size}")
+    if point_size is not None and not 0 < point_size < math.inf:
+        raise ValueError(f"point_size must be a positive number of pixels, got {point_size}; None fits it")
     # Drawn larger, then averaged.
     height, width = (_OVERSAMPLING * side for side in camera.image_hw)
     xy, depth = project(cloud.points, camera.extrinsics.astype(np.float32), camera.intrinsics.astype(np.float32))
@@ -101,6 +102,10 @@ def render_points(
     visible = visible[np.argsort(-depth[visible], kind="stable")]
     depth = depth[visible]
     median = np.median(depth) if len(depth) else 1
+    if point_size is None:
+        height_px, width_px = camera.image_hw
+        low, high = _FITTED_DIAMETERS
+        point_size = min(max(1.5 * math.sqrt(height_px * width_px / max(len(depth), 1)), low), high)
     radius = _OVERSAMPLING / 2 * np.minimum(point_size * median / depth, _MAX_DIAMETER)
     # A margin for centres that are out of sight, and again for their discs: so no pixel needs a check of its own.
     margin = 2 * reach + 1

@@ -152,6 +152,29 @@ class Scene:
         """Bytes that the kept arrays take."""
         return sum(frame.nbytes for frame in self._frames)
 
+    def frame(self, position: int) -> FramePrediction:
+        """Return what is kept of a frame: image, depth, camera, and what places and weighs its points.
+
+        Args:
+            position: counted from 0 in the order in which the frames came; -1 is the newest.
+
+        Raises:
+            IndexError: there is no such frame.
+        """
+        kept = self._frame(position)
+        camera, from_depth = kept.camera, kept.world_points is None
+        return FramePrediction(
+            index=camera.index,
+            time_s=camera.time_s,
+            image=kept.image,
+            depth=kept.depth,
+            depth_conf=kept.conf if from_depth else None,
+            world_points=kept.world_points,
+            world_points_conf=None if from_depth else kept.conf,
+            extrinsics=camera.extrinsics,
+            intrinsics=camera.intrinsics,
+        )
+
     def point_cloud(self, point_filter: PointFilter = PointFilter()) -> PointCloud:
         """Return the points of all frames that pass the filter, ordered by frame, then row, then column.
 
@@ -173,9 +196,12 @@ class Scene:
         Raises:
             IndexError: there is no such frame.
         """
+        return _collect([self._frame(position)], point_filter)
+
+    def _frame(self, position: int) -> _StoredFrame:
         if not -self.num_frames <= position < self.num_frames:
             raise IndexError(f"the scene has {self.num_frames} frames, there is no frame {position}")
-        return _collect([self._frames[position]], point_filter)
+        return self._frames[position]
 
 
 def _collect(frames: list[_StoredFrame], point_filter: PointFilter) -> PointCloud:

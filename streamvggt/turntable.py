@@ -22,7 +22,7 @@ def turntable_mp4(
     swing_deg: float = 35.0,
     duration_s: float = 4.0,
     fps: int = 24,
-    point_size: float = 2.5,
+    point_size: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
     progress: Callable[[float], None] | None = None,
 ) -> bytes:
@@ -37,7 +37,7 @@ def turntable_mp4(
         swing_deg: how far it turns to each side.
         duration_s: seconds from left to right and back, > 0.
         fps: frames per second, > 0.
-        point_size: diameter of a point at the median depth, pixels.
+        point_size: diameter of a point at the median depth, pixels; None fits it (see :func:`render_points`).
         background: RGB, 0 to 255.
         progress: called after every drawn angle with the part that is done, up to 1; what it raises ends the work.
 

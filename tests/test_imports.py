@@ -19,7 +19,7 @@ LAYERS = [
     {"aggregator", "model"},
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "synthetic"},
     {"checkpoint", "session", "scene", "export", "glb", "thinning", "turntable"},
-    {"colmap", "data", "layouts", "listings", "sequences", "sources"},
+    {"colmap", "data", "notebook", "layouts", "listings", "sequences", "sources"},
     {"batch", "distill", "evaluate", "predict", "protocols", "recipes", "reconstruct", "report", "scoring"},
     {"journal", "learner", "validation"},
     {"train"},

@@ -110,6 +110,16 @@ def test_the_nearest_of_many_points_wins_at_every_pixel():
     np.testing.assert_array_equal(picture[inner], expected[inner])
 
 
+def test_few_points_are_drawn_larger_so_that_a_surface_closes():
+    grid = np.stack(np.meshgrid(np.linspace(-0.7, 0.7, 20), np.linspace(-0.5, 0.5, 20), [1]), -1)  # 3 pixels apart
+    filled = [
+        (render_points(cloud_of(grid), camera((82, 122)), point_size=size)[25:55, 40:80] == 0).mean()
+        for size in (None, 2)
+    ]
+    assert filled[0] > 0.97
+    assert filled[1] < 0.7
+
+
 def test_points_behind_and_beside_the_camera_leave_the_background():
     points = [[0, 0, -1], [0, 0, 0], [100, 0, 1], [0, -100, 1]]
     picture = render_points(cloud_of(points), camera(), background=(10, 20, 30))

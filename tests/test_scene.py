@@ -191,6 +191,27 @@ def test_no_frames_and_no_valid_depth_give_a_cloud_without_points():
         assert (cloud.points.dtype, cloud.frame_index.dtype) == (np.float32, np.int32)
 
 
+@pytest.mark.parametrize("geometry", ["depth", "points"])
+def test_a_scene_gives_back_what_it_kept_of_a_frame(geometry):
+    rng = np.random.default_rng(0)
+    first, second = (
+        predict(
+            rng.uniform(1, 2, (4, 5)), index=i, conf=rng.uniform(1, 9, (4, 5)), world_points=rng.normal(size=(4, 5, 3))
+        )
+        for i in (0, 3)
+    )
+    scene = scene_of(first, second, geometry=geometry)
+    kept = scene.frame(-1)
+    assert (kept.index, kept.time_s, kept.image_hw) == (3, 0.3, (4, 5))
+    np.testing.assert_array_equal(kept.depth, second.depth)
+    assert (kept.world_points is None, kept.depth_conf is None) == (geometry == "depth", geometry == "points")
+    again = scene_of(scene.frame(0), scene.frame(1), geometry=geometry)
+    np.testing.assert_array_equal(again.point_cloud(KEEP_ALL).points, scene.point_cloud(KEEP_ALL).points)
+    np.testing.assert_array_equal(again.point_cloud(KEEP_ALL).confidence, scene.point_cloud(KEEP_ALL).confidence)
+    with pytest.raises(IndexError, match="the scene has 2 frames, there is no frame 2"):
+        scene.frame(2)
+
+
 def test_frames_of_different_sizes_share_a_scene():
     cloud = scene_of(predict(np.ones((2, 3))), predict(np.ones((4, 5)), index=1)).point_cloud(KEEP_ALL)
     assert np.bincount(cloud.frame_index).tolist() == [6, 20]
