@@ -39,6 +39,7 @@ MEDIA_TYPES = {
     "mp4": "video/mp4",
 }
 MOST_POINTS = {"glb": 3_000_000, "ply": 3_000_000, "colmap": 200_000, "mp4": 500_000}
+FILM_HW = (480, 640)
 
 _making = threading.Lock()  # one at a time: each may take hundreds of megabytes for a moment
 
@@ -148,7 +149,7 @@ def _npz(file: BinaryIO, predictions: Predictions) -> None:
 
 
 def _mp4(file: BinaryIO, predictions: Predictions) -> None:
-    file.write(turntable_mp4(*predictions.cloud(MOST_POINTS["mp4"])))
+    file.write(turntable_mp4(*predictions.cloud(MOST_POINTS["mp4"]), image_hw=FILM_HW))
 
 
 _MAKERS: dict[str, Callable[[BinaryIO, Predictions], None]] = {

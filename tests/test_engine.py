@@ -1,0 +1,165 @@
+"""The network behind the page: what happens where weights or memory are missing, and on a GPU lent by the call."""
+
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from runs import TINY
+
+from demo import engine as engines
+from demo.engine import Engine, EngineError, gpu_seconds
+from demo.settings import RunSettings
+from streamvggt import CheckpointError, Frame, FramePrediction, StreamSession, load_model
+
+FRAMES = [Frame(np.full((42, 56, 3), 40 * i, np.uint8), i, i / 2) for i in range(3)]
+
+
+def stream(engine, settings=TINY, frames=FRAMES, notices=None):
+    return list(engine.stream(iter(frames), settings, (notices if notices is not None else []).append))
+
+
+def test_a_stream_through_the_engine_is_a_session_of_the_library():
+    steps = stream(Engine())
+    session = StreamSession(load_model("tiny"), TINY.policy(), size=56)
+    for step, frame in zip(steps, FRAMES, strict=True):
+        expected = session.step(frame)
+        np.testing.assert_array_equal(step.prediction.depth, expected.depth)
+        np.testing.assert_array_equal(step.prediction.extrinsics, expected.extrinsics)
+        assert step.cache_bytes > 0
+
+
+def test_frames_are_taken_one_at_a_time():
+    taken = []
+
+    def frames():
+        for frame in FRAMES:
+            taken.append(frame.index)
+            yield frame
+
+    steps = Engine().stream(frames(), TINY, print)
+    assert next(steps).prediction.index == 0
+    assert taken == [0]
+    steps.close()
+
+
+def test_two_streams_at_once_do_not_mix():
+    engine = Engine()
+    alone = [step.prediction.depth for step in stream(engine)]
+    other = [Frame(np.random.default_rng(i).integers(0, 255, (42, 56, 3), np.uint8), i, i / 2) for i in range(3)]
+    streams = [engine.stream(iter(frames), TINY, print) for frames in (FRAMES, other)]
+    together = [first.prediction.depth for first, _ in zip(*streams, strict=True)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_network_is_loaded_once(monkeypatch):
+    loads = []
+    monkeypatch.setattr(engines, "load_model", lambda source, **options: loads.append(source) or load_model(source))
+    engine = Engine()
+    assert loads == []
+    stream(engine), stream(engine)
+    assert loads == ["tiny"]
+
+
+def without_hub(source, **options):
+    if source != "small":
+        raise CheckpointError(f"{source} is not in the cache and the Hub cannot be reached: check the connection")
+    return load_model("tiny")
+
+
+def test_without_the_hub_the_bundled_network_stands_in_with_a_notice(monkeypatch):
+    monkeypatch.setattr(engines, "load_model", without_hub)
+    notices = []
+    steps = stream(Engine(), RunSettings(model="released", width_px=56), notices=notices)
+    assert len(steps) == 3
+    (notice,) = notices
+    assert "lch01/StreamVGGT could not be had, the bundled network stands in" in notice
+    assert "the Hub cannot be reached" in notice
+
+
+def test_without_the_bundled_network_the_error_is_for_people(monkeypatch):
+    def broken(source, **options):
+        raise CheckpointError("the weights are missing")
+
+    monkeypatch.setattr(engines, "load_model", broken)
+    with pytest.raises(EngineError, match="the weights are missing"):
+        stream(Engine(), RunSettings(width_px=56))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_full_memory_names_three_remedies_and_the_next_run_goes_on(monkeypatch, error):
+    engine = Engine()
+
+    def full(self, frame):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamSession, "step", full)
+        with pytest.raises(EngineError, match="smaller width, a smaller memory budget, or the bundled network"):
+            stream(engine)
+    assert len(stream(engine)) == 3
+
+
+class LentGPU:
+    """Stands for the package ``spaces``: what crosses the border to the worker is pickled."""
+
+    def __init__(self):
+        self.asked_s = []
+
+    def module(self):
+        module = types.ModuleType("spaces")
+        module.__spec__ = types.SimpleNamespace(name="spaces")
+        module.GPU = self.gpu
+        return module
+
+    def gpu(self, duration):
+        def decorate(function):
+            def call(*arguments):
+                crossed = pickle.loads(pickle.dumps(arguments))
+                assert not tensors_in(crossed)
+                self.asked_s.append(duration(*arguments))
+                for answer in function(*crossed):
+                    assert not tensors_in(answer)
+                    yield pickle.loads(pickle.dumps(answer))
+
+            return call
+
+        return decorate
+
+
+def tensors_in(value):
+    if isinstance(value, dict):
+        return any(map(tensors_in, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(tensors_in, value))
+    return isinstance(value, torch.Tensor | torch.nn.Module)
+
+
+def test_a_gpu_lent_by_the_call_gives_the_same_stream_with_arrays_only_across_the_border(monkeypatch):
+    lent = LentGPU()
+    monkeypatch.setitem(sys.modules, "spaces", lent.module())
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    engine = Engine()
+    assert engine.on_zero_gpu
+    steps = stream(engine)
+    monkeypatch.delenv("SPACES_ZERO_GPU")
+    expected = stream(Engine())
+    assert all(isinstance(step.prediction, FramePrediction) for step in steps)
+    np.testing.assert_array_equal([s.prediction.depth for s in steps], [s.prediction.depth for s in expected])
+    assert [step.cache_bytes for step in steps] == [step.cache_bytes for step in expected]
+    assert lent.asked_s == [gpu_seconds(3, TINY)]
+
+
+def test_the_time_asked_for_grows_with_frames_and_width_up_to_a_limit():
+    wide, narrow = RunSettings(width_px=518), RunSettings(width_px=224)
+    assert gpu_seconds(10, wide) < gpu_seconds(50, wide)
+    assert gpu_seconds(50, narrow) < gpu_seconds(50, wide)
+    assert gpu_seconds(10_000, wide) == 120
+
+
+def test_without_the_package_spaces_nothing_is_lent(monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert not Engine().on_zero_gpu

@@ -1,0 +1,352 @@
+"""Runs with a network, started as the page's buttons do: every control changes what it says it changes."""
+
+import errno
+import io
+import json
+import zipfile
+
+import av
+import numpy as np
+import plyfile
+import pycolmap
+import pygltflib
+import pytest
+from evo.tools import file_interface
+from PIL import Image
+from runs import TINY, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
+
+from demo import handlers, reconstruction
+from demo.engine import Engine
+from demo.inputs import InputError
+from demo.reconstruction import read_prediction, reconstruct
+from demo.results import MOST_POINTS, NotReadyError, result_path
+from demo.settings import MEMORIES, MODELS, RunSettings, SettingsError
+from streamvggt import npz_bytes
+
+TINY_VALUES = TINY.to_json()
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def runs(tmp_path, engine):
+    runs = make_runs(tmp_path, lambda run: reconstruct(run, engine))
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return str(write_video(tmp_path_factory.mktemp("video") / "clip.mp4", num_frames=6))
+
+
+def run_video(runs, video, **changes):
+    run_id = handlers.start_video(runs, video, RunSettings(**TINY_VALUES | changes))
+    manifest = wait_for_end(runs, run_id)
+    assert manifest["status"] == "done", manifest
+    return manifest, runs.find(run_id)
+
+
+def predictions(folder):
+    return [read_prediction(path) for path in sorted((folder / "predictions").iterdir())]
+
+
+def gltf(path):
+    return pygltflib.GLTF2().load(path)
+
+
+def num_points(path):
+    scene = gltf(path)
+    return sum(
+        scene.accessors[mesh.primitives[0].attributes.POSITION].count for mesh in scene.meshes if mesh.name == "points"
+    )
+
+
+def positions(path):
+    scene = gltf(path)
+    accessor = scene.accessors[scene.meshes[0].primitives[0].attributes.POSITION]
+    view = scene.bufferViews[accessor.bufferView]
+    data = np.frombuffer(scene.binary_blob(), np.uint8)[view.byteOffset :][: view.byteStride * accessor.count]
+    return data.reshape(accessor.count, view.byteStride)[:, :12].copy().view("<f4")
+
+
+def test_a_video_becomes_a_chunk_and_a_prediction_for_each_frame(runs, video):
+    manifest, folder = run_video(runs, video)
+    assert (manifest["count"], manifest["total"], manifest["title"]) == (6, 6, "clip.mp4")
+    chunks = [f"chunks/{i:06d}.glb" for i in range(6)]
+    assert files_in(folder) == [*chunks, "manifest.json", *(f"predictions/{i:06d}.npz" for i in range(6))]
+    assert manifest["stats"]["points"] == sum(num_points(folder / chunk) for chunk in chunks)
+    levels = manifest["stats"]["conf_percentiles"]
+    assert len(levels) == 21
+    assert levels == sorted(levels)
+    assert manifest["stats"]["cache_bytes"] > 0
+    assert [node.extras["frame"] for c in chunks for node in gltf(folder / c).nodes if node.camera is not None] == [
+        *range(6)
+    ]
+
+
+def test_frames_a_second_and_frames_at_most_are_kept(runs, video):
+    assert run_video(runs, video, fps=5)[0]["count"] == 3
+    assert run_video(runs, video, max_frames=2)[0]["count"] == 2
+
+
+def test_the_width_is_that_of_the_frames(runs, video):
+    widths = [predictions(run_video(runs, video, max_frames=1, width_px=width)[1])[0].image_hw[1] for width in (56, 84)]
+    assert widths == [56, 84]
+
+
+def test_the_memory_budget_bounds_what_the_stream_holds(runs, video):
+    held = {
+        memory: run_video(runs, video, fps=30, memory=memory)[0]["stats"]["cache_bytes"] for memory in ("all", "short")
+    }
+    one = run_video(runs, video, max_frames=1)[0]["stats"]["cache_bytes"]
+    assert held["all"] == 6 * one == held["short"]
+    long = [np.full((56, 56, 3), 30 * i, np.uint8) for i in range(8)]
+    paths = []
+    for index, pixels in enumerate(long):
+        paths.append(f"{runs.folder.parent}/{index}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    bytes_held = {}
+    for memory in ("all", "short"):
+        run_id = handlers.start_images(runs, paths, RunSettings(**TINY_VALUES | {"memory": memory}))
+        manifest = wait_for_end(runs, run_id)
+        bytes_held[memory] = manifest["stats"]["cache_bytes"]
+    assert bytes_held["all"] * 6 == bytes_held["short"] * 8
+
+
+def test_points_lie_where_the_chosen_geometry_says(runs, video):
+    for geometry in ("depth", "points"):
+        _, folder = run_video(runs, video, max_frames=1, geometry=geometry, confidence=0)
+        (prediction,) = predictions(folder)
+        points = positions(folder / "chunks" / "000000.glb") * (1, -1, -1)
+        if geometry == "points":
+            every = prediction.world_points.reshape(-1, 3)
+        else:
+            height, width = prediction.image_hw
+            y, x = np.mgrid[:height, :width]
+            rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(prediction.intrinsics).T
+            in_camera = (rays * prediction.depth[..., None]).reshape(-1, 3)
+            rotation, translation = prediction.extrinsics[:, :3], prediction.extrinsics[:, 3]
+            every = (in_camera - translation) @ rotation
+        nearest = np.abs(points[:, None] - every[None]).max(-1).min(1)
+        assert nearest.max() < 1e-4 * np.abs(every).max()
+
+
+def test_the_least_certain_points_are_left_out(runs, video):
+    counts = []
+    for confidence in (0, 50, 90):
+        _, folder = run_video(runs, video, max_frames=1, confidence=confidence)
+        counts.append(num_points(folder / "chunks" / "000000.glb"))
+    assert counts[0] > counts[1] > counts[2] > 0
+    _, folder = run_video(runs, video, max_frames=1, confidence=50)
+    (prediction,) = predictions(folder)
+    assert json.loads((folder / "manifest.json").read_text())["stats"]["conf_percentiles"][0] >= round(
+        float(np.median(prediction.depth_conf)), 4
+    )
+
+
+def test_masks_leave_out_what_they_name(runs, tmp_path):
+    pixels = np.full((56, 112, 3), 128, np.uint8)
+    pixels[:, :40], pixels[:, 72:] = 0, 255
+    Image.fromarray(pixels).save(tmp_path / "bands.png")
+    reds = {}
+    for name, masks in {"none": {}, "black": {"mask_black": True}, "white": {"mask_white": True}}.items():
+        settings = RunSettings(**TINY_VALUES | {"confidence": 0, "width_px": 112} | masks)
+        run_id = handlers.start_images(runs, [str(tmp_path / "bands.png")], settings)
+        manifest = wait_for_end(runs, run_id)
+        colors = plyfile.PlyData.read(result_path(runs.find(run_id), manifest, "ply"))["vertex"]["red"]
+        reds[name] = {"dark": int((colors < 16).sum()), "bright": int((colors > 240).sum())}
+    assert min(reds["none"].values()) > 100
+    assert reds["black"]["dark"] == 0 < reds["black"]["bright"]
+    assert reds["white"]["bright"] == 0 < reds["white"]["dark"]
+
+
+def test_the_sky_mask_reaches_the_filter():
+    assert RunSettings(mask_sky=True).point_filter.mask_sky
+    assert not RunSettings().point_filter.mask_sky
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fps": 0}, "Frames a second must be from 0.2 to 30, got 0"),
+        ({"fps": float("nan")}, "Frames a second"),
+        ({"max_frames": 301}, "Frames at most must be from 1 to 300"),
+        ({"width_px": 100}, "multiple of 14"),
+        ({"width_px": 1400}, "from 56 to 518"),
+        ({"model": "../../secret"}, "There is no model '../../secret'"),
+        ({"memory": "huge"}, "There is no memory 'huge'"),
+        ({"geometry": "mesh"}, "choose one of depth, points"),
+        ({"confidence": 100}, "from 0 to 90"),
+        ({"max_frames": "many"}, "no number"),
+        ({"max_frames": float("inf")}, "no number"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values, message):
+    with pytest.raises(SettingsError, match=message):
+        RunSettings.from_values(**values)
+
+
+def test_every_choice_makes_a_policy_and_every_network_has_its_licence():
+    for memory in MEMORIES:
+        assert hasattr(RunSettings(memory=memory).policy(), "evict")
+    assert "Not for commercial use" in handlers.model_note("released")
+    assert {RunSettings(model=name).source for name in MODELS} == {"small", "lch01/StreamVGGT"}
+
+
+def test_a_bad_input_starts_no_run_and_leaves_no_trace(runs, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError):
+        handlers.start_video(runs, str(tmp_path / "bad.mp4"), TINY)
+    with pytest.raises(InputError):
+        handlers.start_images(runs, [str(tmp_path / "bad.mp4")], TINY)
+    assert runs._runs == {}
+    assert files_in(tmp_path) == ["bad.mp4"]
+
+
+def test_following_a_run_yields_every_change_and_ends_with_it(runs, video):
+    run_id = handlers.start_video(runs, video, TINY)
+
+    async def follow():
+        return [manifest async for manifest in handlers.follow(runs, run_id)]
+
+    news = run_async(follow())
+    versions = [manifest["version"] for manifest in news]
+    assert versions == sorted(set(versions))
+    assert (news[-1]["status"], news[-1]["count"]) == ("done", 6)
+
+
+def test_live_frames_become_a_scene_until_the_camera_is_stopped(runs):
+    run_id = handlers.start_camera(runs, TINY)
+    camera = runs.camera(run_id)
+    for shade in (50, 150):
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 48), (shade, 80, 80)).save(buffer, "JPEG")
+        camera.put(buffer.getvalue())
+        count = 1 if shade == 50 else 2
+        wait_for(runs, run_id, lambda m, count=count: m["count"] == count)
+    runs.stop(run_id)
+    manifest = wait_for_end(runs, run_id)
+    assert (manifest["status"], manifest["count"], manifest["live"]) == ("stopped", 2, True)
+    first, second = predictions(runs.find(run_id))
+    assert first.image[0, 0, 0] < second.image[0, 0, 0]
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_nothing_half_written(runs, video, monkeypatch):
+    real, writes = reconstruction.write_atomically, []
+
+    def filling_up(path, data):
+        writes.append(path)
+        if len(writes) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(reconstruction, "write_atomically", filling_up)
+    run_id = handlers.start_video(runs, video, TINY)
+    manifest = wait_for_end(runs, run_id)
+    assert (manifest["status"], manifest["count"]) == ("stopped", 1)
+    assert "The disk of the server is full" in manifest["message"]
+    runs.close()
+    assert files_in(runs.folder / run_id) == ["chunks/000000.glb", "manifest.json"]
+
+
+def test_a_video_that_breaks_in_its_middle_keeps_what_came_before(runs, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", num_frames=6)
+    real = reconstruction.frame_cloud
+
+    def breaks(prediction, settings):
+        if prediction.index == 2:
+            raise ValueError("frame 2 is damaged")
+        return real(prediction, settings)
+
+    monkeypatch.setattr(reconstruction, "frame_cloud", breaks)
+    manifest = wait_for_end(runs, handlers.start_video(runs, str(path), TINY))
+    assert (manifest["status"], manifest["count"], manifest["message"]) == ("stopped", 2, "frame 2 is damaged")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, engine, video):
+    runs = make_runs(tmp_path_factory.mktemp("done"), lambda run: reconstruct(run, engine))
+    yield run_video(runs, video)
+    runs.close()
+
+
+def result(done, name):
+    manifest, folder = done
+    return result_path(folder, manifest, name)
+
+
+def test_the_glb_holds_all_points_and_cameras(done):
+    scene = gltf(result(done, "glb"))
+    assert sum(node.camera is not None for node in scene.nodes) == 6
+    assert num_points(result(done, "glb")) >= done[0]["stats"]["points"]
+
+
+def test_the_ply_has_as_many_points_as_the_glb(done):
+    assert plyfile.PlyData.read(result(done, "ply"))["vertex"].count == num_points(result(done, "glb"))
+
+
+def test_colmap_reads_the_model_and_finds_its_images(done, tmp_path):
+    with zipfile.ZipFile(result(done, "colmap")) as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path)
+    model = pycolmap.Reconstruction(tmp_path / "sparse" / "0")
+    assert len(model.images) == 6
+    for image in model.images.values():
+        with Image.open(tmp_path / "images" / image.name) as picture:
+            camera = model.cameras[image.camera_id]
+            assert picture.size == (camera.width, camera.height)
+
+
+def test_evo_reads_the_trajectory(done):
+    assert file_interface.read_tum_trajectory_file(result(done, "tum")).num_poses == 6
+
+
+def test_the_npz_is_the_one_of_the_library_though_written_frame_by_frame(done):
+    expected = np.load(io.BytesIO(npz_bytes(predictions(done[1]))))
+    with np.load(result(done, "npz"), allow_pickle=False) as archive:
+        assert sorted(archive.files) == sorted(expected.files)
+        for name in expected.files:
+            np.testing.assert_array_equal(archive[name], expected[name])
+            assert archive[name].dtype == expected[name].dtype
+
+
+def test_the_film_plays(done, monkeypatch):
+    monkeypatch.setattr("demo.results.FILM_HW", (48, 64))
+    with av.open(str(result(done, "mp4"))) as container:
+        assert sum(1 for _ in container.decode(video=0)) > 20
+
+
+def test_a_file_is_made_once(done):
+    first = result(done, "ply").stat().st_mtime_ns
+    assert result(done, "ply").stat().st_mtime_ns == first
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part(done, monkeypatch):
+    manifest, folder = done
+    (folder / "results" / "scene.ply").unlink(missing_ok=True)
+
+    def fails(cloud):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("demo.results.ply_bytes", fails)
+    with pytest.raises(OSError, match="No space"):
+        result_path(folder, manifest, "ply")
+    assert not [name for name in files_in(folder) if "ply" in name]
+
+
+def test_points_of_a_file_are_limited(done, monkeypatch):
+    manifest, folder = done
+    (folder / "results" / "scene.ply").unlink(missing_ok=True)
+    monkeypatch.setitem(MOST_POINTS, "ply", 60)
+    assert plyfile.PlyData.read(result_path(folder, manifest, "ply"))["vertex"].count == 60
+    (folder / "results" / "scene.ply").unlink()
+
+
+def test_a_run_without_frames_has_no_files(tmp_path):
+    manifest = {"status": "stopped", "count": 0, "settings": TINY_VALUES}
+    with pytest.raises(NotReadyError, match="no predictions"):
+        result_path(tmp_path, manifest, "glb")
