@@ -39,6 +39,7 @@ from .geometry import (
 )
 from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
+from .longstream import LongSession, Loop, move_prediction
 from .model import StreamVGGT
 from .notebook import SceneView, scene_html, show
 from .pictures import depth_picture, overview_camera, render_points
@@ -60,6 +61,8 @@ __all__ = [
     "FramePrediction",
     "KeepAll",
     "Keyframes",
+    "LongSession",
+    "Loop",
     "Placement",
     "PointCloud",
     "PointFilter",
@@ -89,6 +92,7 @@ __all__ = [
     "glb_bytes",
     "invert_pose",
     "load_model",
+    "move_prediction",
     "npz_bytes",
     "overview_camera",
     "ply_bytes",

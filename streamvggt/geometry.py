@@ -201,6 +201,20 @@ class Similarity:
     rotation: NDArray[np.float64]
     translation: NDArray[np.float64]
 
+    @classmethod
+    def identity(cls) -> Similarity:
+        """Return the transform that leaves everything where it is."""
+        return cls(1.0, np.eye(3), np.zeros(3))
+
+    def compose(self, inner: Similarity) -> Similarity:
+        """Chain two transforms: the result applies ``inner`` first, then this one."""
+        return Similarity(self.scale * inner.scale, self.rotation @ inner.rotation, self.apply(inner.translation))
+
+    def inverse(self) -> Similarity:
+        """Return the way back."""
+        rotation = self.rotation.T
+        return Similarity(1 / self.scale, rotation, -_transform(rotation, self.translation) / self.scale)
+
     def apply(self, points: NDArray[Any]) -> NDArray[np.float64]:
         """Move points ``[..., 3]`` of the old world to the new one."""
         return self.scale * _transform(self.rotation, points) + self.translation

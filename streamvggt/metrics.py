@@ -331,7 +331,7 @@ def point_metrics(
         ImportError: scipy is not installed.
     """
     try:
-        from scipy.spatial import cKDTree  # type: ignore[import-untyped]
+        from scipy.spatial import cKDTree
     except ImportError as error:
         raise ImportError("point metrics need scipy: pip install 'streamvggt[eval]'") from error
     clouds = [np.asarray(prediction, np.float64), np.asarray(truth, np.float64)]

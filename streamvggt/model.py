@@ -153,6 +153,22 @@ class StreamVGGT(nn.Module):
             state.commit(matches)
         return predictions
 
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Tensor:
+        """Summarise what each frame shows by the mean of its patch features, to find places again.
+
+        Args:
+            images: RGB in [0, 1], ``[B, S, 3, H, W]``, H and W multiples of the patch size.
+
+        Returns:
+            ``[B, S, C]``, the encoder's width; compare by the cosine, less the mean over many frames.
+
+        Raises:
+            ValueError: the images are not as above.
+        """
+        self._check_images(images)
+        return self._encode(images).patches.float().mean(2)
+
     def check_outputs(self, outputs: Collection[str] | None) -> Collection[str]:
         """Return what :meth:`forward` makes of ``outputs``.
 

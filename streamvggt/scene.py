@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamvggt.geometry import depth_edges, unproject
+from streamvggt.geometry import Similarity, depth_edges, unproject
 from streamvggt.types import ByteArray, Camera, FloatArray, FramePrediction, PointCloud, required
 
 BoolArray = NDArray[np.bool_]
@@ -61,18 +62,37 @@ class PointFilter:
 
 @dataclass(frozen=True, eq=False)
 class _StoredFrame:
-    """What the filters need of a prediction, in arrays of its own. ``world_points`` is None where depth gives them."""
+    """What the filters need of a prediction, in arrays of its own. ``world_points`` is None where depth gives them.
+
+    ``move`` has been applied to all of it since it was added.
+    """
 
     camera: Camera
     image: ByteArray
     depth: FloatArray
     conf: FloatArray
     world_points: FloatArray | None
+    move: Similarity = Similarity.identity()  # noqa: RUF009 (frozen)
 
     @property
     def nbytes(self) -> int:
         arrays = (self.image, self.depth, self.conf, self.camera.extrinsics, self.camera.intrinsics)
         return sum(array.nbytes for array in arrays) + (0 if self.world_points is None else self.world_points.nbytes)
+
+    def moved(self, move: Similarity) -> _StoredFrame:
+        """The frame as if ``move`` and nothing else had been applied."""
+        if all(np.array_equal(getattr(move, part.name), getattr(self.move, part.name)) for part in fields(move)):
+            return self
+        change = move.compose(self.move.inverse())
+        extrinsics = change.apply_to_extrinsics(self.camera.extrinsics).astype(np.float32)
+        points = None if self.world_points is None else change.apply(self.world_points).astype(np.float32)
+        return replace(
+            self,
+            camera=replace(self.camera, extrinsics=extrinsics),
+            depth=np.float32(change.scale) * self.depth,
+            world_points=points,
+            move=move,
+        )
 
     def points(self) -> FloatArray:
         if self.world_points is not None:
@@ -136,6 +156,24 @@ class Scene:
                 world_points=world_points,
             )
         )
+
+    def correct(self, corrections: Sequence[Similarity]) -> None:
+        """Move frames to where they belong by now; cameras, points and all that is exported follow.
+
+        Args:
+            corrections: for each frame number up to that of the newest frame, the transform from the world in which
+                its prediction came (not from where an earlier call put it), as
+                :meth:`streamvggt.LongSession.corrections` returns them.
+
+        Raises:
+            ValueError: there are fewer than that. Nothing is moved.
+        """
+        last = max((frame.camera.index for frame in self._frames), default=-1)
+        if last >= len(corrections):
+            raise ValueError(
+                f"the scene goes up to frame {last} and needs {last + 1} corrections, got {len(corrections)}"
+            )
+        self._frames = [frame.moved(corrections[frame.camera.index]) for frame in self._frames]
 
     @property
     def cameras(self) -> tuple[Camera, ...]:

@@ -191,7 +191,7 @@ def iterate_closest_points(points: Array, target: Array, distance: float) -> Sim
 
     Source: Besl and McKay 1992; threshold and end (a gain of 1e-6 in inliers and their error) as Open3D's defaults.
     """
-    from scipy.spatial import cKDTree  # type: ignore[import-untyped]
+    from scipy.spatial import cKDTree
 
     tree, moved = cKDTree(target), points
     motion, before = Similarity(1.0, np.eye(3), np.zeros(3)), (0.0, np.inf)

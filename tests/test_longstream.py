@@ -1,0 +1,399 @@
+"""Long sessions, with a network that knows the truth and drifts away from it by a known amount."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from streamvggt import (
+    AnchorWindow,
+    KeepAll,
+    LongSession,
+    Scene,
+    StreamSession,
+    StreamVGGTConfig,
+    encode_pose,
+    invert_pose,
+    load_model,
+    move_prediction,
+)
+from streamvggt.geometry import Similarity, align_similarity
+from streamvggt.metrics import trajectory_metrics
+from streamvggt.submaps import View, align_robustly, align_views, seen_again
+from streamvggt.types import OUTPUTS, Frame, FramePrediction, Predictions
+
+SIDE = 28
+LAP = 100  # frames of a lap of the camera
+RADIUS = 4.0
+ROOM = np.array([7.0, 2.0, 6.0])  # half of its size
+INTRINSICS = np.array([[SIDE / 2, 0, SIDE / 2], [0, SIDE / 2, SIDE / 2], [0, 0, 1]])
+
+
+def true_pose(frame):
+    """World-to-camera of a frame: round and round a room, looking ahead and outwards."""
+    angle = 2 * np.pi * frame / LAP
+    centre = np.array([RADIUS * np.cos(angle), 0.3 * np.sin(3 * angle), RADIUS * np.sin(angle)])
+    camera_to_world = Rotation.from_euler("y", -angle + 0.6).as_matrix()
+    return invert_pose(np.concatenate([camera_to_world, centre[:, None]], axis=1))
+
+
+def true_depth(pose):
+    """Depth of the walls, floor and ceiling around."""
+    camera_to_world = invert_pose(pose)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(INTRINSICS).T @ camera_to_world[:, :3].T
+    rays += 1e-9  # none runs along a wall for ever
+    return ((np.sign(rays) * ROOM - camera_to_world[:, 3]) / rays).min(-1)
+
+
+def picture(frame):
+    """Four grey squares that tell the number of the frame, also after JPEG."""
+    digits = [frame >> 12 & 15, frame >> 8 & 15, frame >> 4 & 15, frame & 15]
+    grey = np.array(digits).reshape(2, 2) * 16 + 8
+    return np.repeat(np.kron(grey, np.ones((SIDE // 2, SIDE // 2)))[..., None], 3, axis=2).astype(np.uint8)
+
+
+def frame_of(image):
+    squares = image.mean(0).unflatten(0, (2, SIDE // 2)).unflatten(2, (2, SIDE // 2)).mean((1, 3)) * 255
+    digits = ((squares - 8) / 16).round().int().flatten().tolist()
+    return sum(digit << 4 * (3 - i) for i, digit in enumerate(digits))
+
+
+@dataclass
+class Drift:
+    """How a network errs: each by the frame since its stream began, noise on top."""
+
+    scale: float = 0.002
+    yaw_deg: float = 0.15
+    ahead: float = 0.01  # units of the room
+    depth_noise: float = 0.02
+    outliers: float = 0.05
+    pose_noise: float = 0.002
+
+
+class KnowsTheTruth(torch.nn.Module):
+    """A stand-in for the network: the truth, in the first frame's world and some unit of its own, plus drift."""
+
+    def __init__(self, drift):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.config = replace(StreamVGGTConfig.tiny(), image_size=SIDE)
+        self.drift, self.rng, self.calls = drift, np.random.default_rng(0), 0
+        self._waves = np.random.default_rng(1).normal(0, 0.6, (6, 64))
+
+    def check_outputs(self, outputs):
+        return OUTPUTS - {"tracks"} if outputs is None else outputs
+
+    def new_state(self, policy, **_options):
+        return _Held(policy, unit=float(np.exp(self.rng.normal(0, 0.3))))
+
+    def describe(self, images):
+        pose = invert_pose(true_pose(frame_of(images[0, 0])))
+        phases = np.concatenate([pose[:, 3], 3 * pose[:, 2]]) @ self._waves
+        return torch.from_numpy(np.concatenate([np.cos(phases), np.sin(phases)])).float()[None, None]
+
+    def __call__(self, images, state, **_options):
+        self.calls += 1
+        number, drift = frame_of(images[0, 0]), self.drift
+        pose = true_pose(number)
+        if state.first is None:
+            state.first = pose
+        age = state.num_frames
+        state.num_frames += 1
+        relative = np.vstack([invert_pose(pose), [0, 0, 0, 1]])
+        relative = np.vstack([state.first, [0, 0, 0, 1]]) @ relative  # camera to the first camera
+        scale = state.unit * np.exp(-drift.scale * age)
+        turn = Rotation.from_euler("y", drift.yaw_deg * age, degrees=True).as_matrix()
+        noise = self.rng.normal(0, drift.pose_noise, (2, 3)) * (age > 0)
+        camera_to_world = np.empty((3, 4))
+        camera_to_world[:, :3] = turn @ relative[:3, :3] @ Rotation.from_rotvec(noise[0]).as_matrix()
+        camera_to_world[:, 3] = scale * (turn @ relative[:3, 3] + [0, 0, drift.ahead * age] + noise[1])
+        depth = true_depth(pose) * np.exp(self.rng.normal(0, drift.depth_noise, (SIDE, SIDE)))
+        wrong = self.rng.random((SIDE, SIDE)) < drift.outliers
+        depth = np.where(wrong, depth * self.rng.uniform(0.3, 3, depth.shape), depth) * scale
+        extrinsics, intrinsics = torch.from_numpy(invert_pose(camera_to_world)), torch.from_numpy(INTRINSICS)
+        depth = torch.from_numpy(depth).float()[None, None]
+        return Predictions(
+            pose_enc=encode_pose(extrinsics, intrinsics, (SIDE, SIDE)).float()[None, None],
+            depth=depth,
+            depth_conf=torch.full_like(depth, 5.0),
+        )
+
+
+class _Held:
+    def __init__(self, policy, unit):
+        self.slots, self.first, self.unit, self.num_frames, self.nbytes = policy, None, unit, 0, 1000
+        self.policy = policy
+
+    @property
+    def held_frames(self):
+        return tuple(range(self.num_frames))
+
+
+def poses_of(predictions):
+    return np.stack([prediction.extrinsics for prediction in predictions]).astype(np.float64)
+
+
+def corrected(session, predictions):
+    moves = session.corrections()
+    assert len(moves) == len(predictions)
+    return [move_prediction(said, move) for said, move in zip(predictions, moves, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def two_laps():
+    frames = [picture(i) for i in range(2 * LAP + 20)]
+    session = LongSession(KnowsTheTruth(Drift()), length=32, overlap=4)
+    predictions = list(session.run(frames))
+    plain = list(StreamSession(KnowsTheTruth(Drift()), AnchorWindow(1, 15)).run(frames))
+    return session, predictions, plain, np.stack([true_pose(i) for i in range(len(frames))])
+
+
+# --- the whole
+
+
+def test_the_stand_in_says_the_truth_when_it_does_not_drift():
+    still = Drift(0, 0, 0, 0, 0, 0)
+    said = list(StreamSession(KnowsTheTruth(still)).run([picture(i) for i in (0, 7, 999)]))
+    truth = np.stack([true_pose(i) for i in (0, 7, 999)])
+    assert trajectory_metrics(poses_of(said), truth).ate_rmse < 1e-5
+
+
+def test_a_long_session_halves_the_error_of_a_plain_stream_and_closes_its_loop(two_laps):
+    session, predictions, plain, truth = two_laps
+    got = corrected(session, predictions)
+    error, plain_error = (trajectory_metrics(poses_of(said), truth).ate_rmse for said in (got, plain))
+    assert error < plain_error / 2
+    assert error < 0.1 * RADIUS
+    centres = invert_pose(poses_of(got))[..., 3]
+    length = np.linalg.norm(np.diff(centres[: LAP + 1], axis=0), axis=1).sum()
+    gaps = np.linalg.norm(centres[LAP:] - centres[:-LAP], axis=1)
+    assert gaps[0] < 0.01 * length
+    assert np.median(gaps) < 0.01 * length
+    for loop in session.loops:
+        apart = (loop.later - loop.earlier) % LAP
+        assert min(apart, LAP - apart) <= 8  # the same place, on the next lap
+
+
+def test_corrections_of_first_frames_are_the_identity_and_others_share_that_of_their_sub_map(two_laps):
+    session, _, _, _ = two_laps
+    moves = session.corrections()
+    np.testing.assert_array_equal(moves[0].rotation, np.eye(3))
+    starts = [0] + [i for i in range(1, len(moves)) if moves[i] is not moves[i - 1]]
+    assert starts == [0, *range(32, len(moves), 28)]
+    assert session.num_submaps == len(starts)
+
+
+def test_without_loops_sub_maps_are_chained_and_nothing_moves_afterwards():
+    """Sub-maps that do not drift make one world, whatever unit each of them has."""
+    frames = [picture(i) for i in range(110)]
+    session = LongSession(KnowsTheTruth(Drift(0, 0, 0)), length=32, overlap=4, loops=False)
+    predictions = list(session.run(frames))
+    truth = np.stack([true_pose(i) for i in range(len(frames))])
+    assert trajectory_metrics(poses_of(predictions), truth).ate_rmse < 0.01 * RADIUS
+    for move in session.corrections():
+        np.testing.assert_allclose(move.apply(np.eye(3)), np.eye(3), atol=1e-12)
+    assert session.loops == ()
+
+
+def test_depth_and_cameras_of_all_sub_maps_are_in_one_unit():
+    session = LongSession(KnowsTheTruth(Drift(0, 0, 0, 0.01, 0.05, 0)), length=16, overlap=4, loops=False)
+    ratios = [
+        np.median(said.depth / true_depth(true_pose(i))) for i, said in enumerate(session.run(map(picture, range(60))))
+    ]
+    np.testing.assert_allclose(ratios, ratios[0], rtol=0.01)
+
+
+def test_a_scene_follows_the_corrections(two_laps):
+    session, predictions, _, _ = two_laps
+    scene, want = Scene(), corrected(session, predictions)
+    moves = session.corrections()
+    for said in predictions:
+        scene.add(said)
+    before = scene.nbytes
+    scene.correct([Similarity(2.0, np.eye(3), np.ones(3))] * len(moves))  # replaced, not added to
+    scene.correct(moves)
+    assert scene.nbytes == before
+    for camera, said in zip(scene.cameras, want, strict=True):
+        np.testing.assert_allclose(camera.extrinsics, said.extrinsics, atol=2e-5)
+    direct = Scene()
+    for said in want:
+        direct.add(said)
+    np.testing.assert_allclose(scene.point_cloud().points, direct.point_cloud().points, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=f"needs {len(moves)} corrections, got 3"):
+        scene.correct(moves[:3])
+
+
+def test_a_scene_of_point_maps_follows_too():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(4, 4, 3)).astype(np.float32)
+    ones = np.ones((4, 4), np.float32)
+    said = FramePrediction(
+        index=0,
+        time_s=0.0,
+        image=np.zeros((4, 4, 3), np.uint8),
+        depth=ones,
+        world_points=maps,
+        world_points_conf=ones,
+        extrinsics=np.eye(3, 4, dtype=np.float32),
+        intrinsics=np.eye(3, dtype=np.float32),
+    )
+    scene = Scene("points")
+    scene.add(said)
+    move = Similarity(3.0, Rotation.from_rotvec([0, 0, np.pi / 2]).as_matrix(), np.array([1.0, 0, 0]))
+    scene.correct([move])
+    x, y, z = maps.reshape(-1, 3).T
+    want = np.stack([1 - 3 * y, 3 * x, 3 * z], axis=1)
+    np.testing.assert_allclose(scene.frame_points(0).points, want, atol=1e-5)
+
+
+def test_what_is_kept_of_finished_sub_maps_is_small_and_counted():
+    frames = [picture(i) for i in range(120)]
+    session = LongSession(KnowsTheTruth(Drift()), length=16, overlap=4)
+    sizes = {}
+    for i, _ in enumerate(session.run(frames)):
+        sizes[i] = session.nbytes
+    # Per fourth frame and sub-map: the grid of 28 x 28 twice, two matrices, a descriptor, a small JPEG.
+    keyframe = 2 * 4 * SIDE**2 + 4 * (12 + 9) + 4 * 128
+    grown = sizes[105] - sizes[57]  # four sub-maps of four keyframes later, at the same place in a sub-map
+    assert 16 * keyframe < grown < 16 * (keyframe + 2000)
+
+
+# --- its parts
+
+
+def test_robust_alignment_is_the_plain_one_without_outliers_and_withstands_thirty_percent():
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=(400, 3))
+    true = Similarity(1.7, Rotation.from_rotvec([0.4, -0.8, 0.3]).as_matrix(), np.array([1.0, -2.0, 0.5]))
+    target, ones = true.apply(source), np.ones(400)
+    exact = align_robustly(source, target, ones, ones)
+    plain = align_similarity(source, target)
+    for name in ("scale", "rotation", "translation"):
+        np.testing.assert_allclose(getattr(exact, name), getattr(plain, name), atol=1e-9)
+
+    noisy = target + rng.normal(0, 0.01, target.shape)
+    noisy[:120] += rng.normal([3.0, 1.0, -2.0], 1.0, (120, 3))  # all to one side: the worst kind
+    robust, fooled = align_robustly(source, noisy, ones, ones), align_similarity(source, noisy)
+    inliers_alone = align_similarity(source[120:], noisy[120:])
+    for name in ("scale", "rotation", "translation"):
+        np.testing.assert_allclose(getattr(robust, name), getattr(inliers_alone, name), atol=2e-3)
+    assert np.abs(fooled.translation - true.translation).max() > 0.3
+
+
+def test_alignment_counts_weights_and_spread():
+    rng = np.random.default_rng(1)
+    source = rng.normal(size=(200, 3))
+    target = source + np.where(np.arange(200) < 100, 0.0, 1.0)[:, None]
+    ones = np.ones(200)
+    heavy = np.where(np.arange(200) < 100, 10.0, 1.0)
+    np.testing.assert_allclose(align_robustly(source, target, heavy, ones).translation, 0, atol=1e-6)
+    np.testing.assert_allclose(align_robustly(source, target, ones / heavy, ones).translation, 1, atol=1e-6)
+
+
+def view_of(frame, move=None):
+    network = KnowsTheTruth(Drift(0, 0, 0, 0, 0, 0))
+    said = next(iter(StreamSession(network).run([picture(frame)])))
+    pose = true_pose(frame) if move is None else move.apply_to_extrinsics(true_pose(frame))
+    scale = 1.0 if move is None else move.scale
+    return View.of(replace(said, extrinsics=pose, depth=(scale * true_depth(true_pose(frame))).astype(np.float32)))
+
+
+def test_a_thinned_view_has_the_points_of_the_whole_one():
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(1, 2, (90, 120)).astype(np.float32)
+    intrinsics = np.array([[100, 0, 60], [0, 110, 45], [0, 0, 1]], np.float32)
+    said = FramePrediction(
+        index=0,
+        time_s=0.0,
+        image=np.zeros((90, 120, 3), np.uint8),
+        depth=depth,
+        depth_conf=depth,
+        extrinsics=true_pose(3).astype(np.float32),
+        intrinsics=intrinsics,
+    )
+    view = View.of(said)
+    stride = 3  # 90 * 120 / 1000 is 10.8
+    assert view.depth.shape == (30, 40)
+    rows, columns = np.mgrid[1:90:stride, 1:120:stride]
+    rays = np.stack([(columns - 60) / 100, (rows - 45) / 110, np.ones_like(rows)], -1)
+    in_camera = (rays * depth[rows, columns][..., None]).reshape(-1, 3)
+    pose = invert_pose(true_pose(3))
+    np.testing.assert_allclose(view.points(), in_camera @ pose[:, :3].T + pose[:, 3], atol=1e-5)
+
+
+def test_views_of_two_worlds_tell_how_these_lie():
+    move = Similarity(0.4, Rotation.from_rotvec([0.1, 2.0, 0.3]).as_matrix(), np.array([3.0, 1.0, 2.0]))
+    found = align_views([view_of(i) for i in (0, 3)], [view_of(i, move) for i in (0, 3)])
+    np.testing.assert_allclose(found.transform.rotation, move.rotation, atol=1e-5)
+    np.testing.assert_allclose(found.transform.translation, move.translation, atol=1e-4)
+    assert found.transform.scale == pytest.approx(0.4, rel=1e-5)
+    assert found.inliers > 0.999
+    other = align_views([view_of(0), view_of(3)], [view_of(40, move), view_of(90, move)])
+    assert other.inliers < 0.5
+    with pytest.raises(ValueError, match="same frames"):
+        align_views([view_of(0)], [])
+
+
+def test_a_place_is_seen_again_only_from_where_it_is_seen():
+    assert seen_again(view_of(0), view_of(0)) > 0.99
+    assert seen_again(view_of(0), view_of(4)) > 0.4
+    assert seen_again(view_of(0), view_of(50)) < 0.3
+
+
+# --- with a real network
+
+
+def test_the_first_sub_map_is_a_plain_session_and_state_stays_right():
+    model = load_model("tiny")
+    images = list(np.random.default_rng(0).integers(0, 256, (11, 28, 28, 3), dtype=np.uint8))
+    session = LongSession(model, KeepAll(), length=6, overlap=2, size=28)
+    plain = list(StreamSession(model, size=28).run(images[:6]))
+    got = [session.step(Frame(image, time_s=0.5 * i)) for i, image in enumerate(images)]
+    for said, want in zip(got[:6], plain, strict=True):
+        np.testing.assert_allclose(said.depth, want.depth, rtol=1e-6)
+        np.testing.assert_allclose(said.extrinsics, want.extrinsics, atol=1e-6)
+        np.testing.assert_allclose(said.world_points, want.world_points, atol=1e-5)
+    assert [said.index for said in got] == list(range(11))
+    assert [said.time_s for said in got] == [0.5 * i for i in range(11)]
+    assert session.num_frames == 11
+    assert session.held_frames == (8, 9, 10)  # sub-maps begin at 0, 4 and 8
+    assert len(session.corrections()) == 11
+
+
+def test_a_frame_that_is_refused_leaves_the_stream_as_it_was():
+    model = load_model("tiny")
+    session = LongSession(model, length=4, overlap=2, size=28)
+    for i in range(3):
+        session.step(np.full((28, 28, 3), 60 * i, np.uint8))
+    before = (session.num_frames, session.nbytes, session.num_submaps)
+    with pytest.raises(ValueError, match="resize the frames"):
+        session.step(np.zeros((28, 56, 3), np.uint8))
+    assert (session.num_frames, session.nbytes, session.num_submaps) == before
+    session.step(np.zeros((28, 28, 3), np.uint8))
+    assert session.num_submaps == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 8, "overlap": 5}, "from 1 to half of the length, got 5 of 8"),
+        ({"overlap": 0}, "from 1 to half"),
+        ({"outputs": {"depth"}}, 'needs the outputs "camera" and "depth"'),
+        ({"size": 30}, "multiple of the patch size"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LongSession(load_model("tiny"), **options)
+
+
+def test_scipy_is_needed_for_loops_alone(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
+    LongSession(load_model("tiny"), loops=False)
+    with pytest.raises(ImportError, match=r"streamvggt\[long\]"):
+        LongSession(load_model("tiny"))
