@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .policies import CachePolicy, KeepAll
 from .geometry import Similarity
 from .model import StreamVGGT
+from .policies import CachePolicy, KeepAll
 from .posegraph import Edge, optimise_pose_graph, require_scipy, strain
 from .session import StreamSession
 from .submaps import Keyframe, SubMap, View, align_views, jpeg_of, seen_again

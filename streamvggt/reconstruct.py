@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 
 from .export import colmap_files, npz_bytes, ply_bytes, tum_trajectory, write_atomically
+from .geometry import Similarity
 from .glb import glb_bytes
+from .longstream import move_prediction
 from .scene import PointFilter, Scene
 from .types import ByteArray, FramePrediction
 
@@ -63,13 +65,20 @@ class CutShort(Exception):  # noqa: N818 (it need not be an error)
         self.num_frames, self.files = num_frames, files
 
 
-def reconstruct(predictions: Iterable[FramePrediction], output: Path, wanted: Wanted) -> list[Path]:
+def reconstruct(
+    predictions: Iterable[FramePrediction],
+    output: Path,
+    wanted: Wanted,
+    corrections: Callable[[], Sequence[Similarity] | None] = lambda: None,
+) -> list[Path]:
     """Gather the predictions of one video and write them as files.
 
     Args:
         predictions: of one stream, in order; they are taken one by one.
         output: a folder, made if it is not there. Images that an earlier run left for COLMAP are removed.
         wanted: what to write.
+        corrections: asked at the end, where the predictions belong by then: see
+            :meth:`streamvggt.LongSession.corrections`; None leaves them where they came.
 
     Returns:
         The paths written, in the order of ``FORMATS``; the images for COLMAP are not among them.
@@ -95,6 +104,10 @@ def reconstruct(predictions: Iterable[FramePrediction], output: Path, wanted: Wa
         if not scene.num_frames:
             raise
         cause = error
+    moves = corrections()
+    if moves is not None:
+        scene.correct(moves)
+        raw = [move_prediction(prediction, moves[prediction.index]) for prediction in raw]
     files = []
     for name, data in list(_results(scene, raw, wanted)):
         write_atomically(output / name, data)

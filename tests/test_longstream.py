@@ -21,6 +21,7 @@ from streamvggt import (
 )
 from streamvggt.geometry import Similarity, align_similarity
 from streamvggt.metrics import trajectory_metrics
+from streamvggt.reconstruct import Wanted, reconstruct
 from streamvggt.submaps import View, align_robustly, align_views, seen_again
 from streamvggt.types import OUTPUTS, Frame, FramePrediction, Predictions
 
@@ -224,6 +225,16 @@ def test_a_scene_follows_the_corrections(two_laps):
     np.testing.assert_allclose(scene.point_cloud().points, direct.point_cloud().points, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=f"needs {len(moves)} corrections, got 3"):
         scene.correct(moves[:3])
+
+
+def test_files_have_the_corrected_path(two_laps, tmp_path):
+    session, predictions, _, _ = two_laps
+    reconstruct(predictions, tmp_path, Wanted(("tum", "npz")), session.corrections)
+    want = np.stack([invert_pose(said.extrinsics)[:, 3] for said in corrected(session, predictions)])
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "trajectory.txt")[:, 1:4], want, atol=1e-4)
+    with np.load(tmp_path / "predictions.npz") as raw:
+        np.testing.assert_allclose(invert_pose(raw["extrinsics"])[..., 3], want, atol=1e-4)
+        np.testing.assert_allclose(raw["depth"][-1], corrected(session, predictions)[-1].depth, rtol=1e-5)
 
 
 def test_a_scene_of_point_maps_follows_too():

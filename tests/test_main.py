@@ -93,6 +93,16 @@ def test_options_change_what_they_say(video, tmp_path):
     assert not np.allclose(maps["x"][:50], points["x"][:50])
 
 
+def test_a_long_session_writes_every_frame_once(video, tmp_path):
+    options = ["--model", "tiny", "--size", "28", "--fps", "all", "--long", "--format", "tum,npz,ply"]
+    assert main(["reconstruct", str(video), "-o", str(tmp_path), *options]) == 0
+    with np.load(tmp_path / "predictions.npz") as raw:
+        np.testing.assert_array_equal(raw["index"], np.arange(20))
+        assert np.isfinite(raw["world_points"]).all()
+    lines = [line for line in (tmp_path / "trajectory.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == 20
+
+
 def test_a_network_with_full_attention_streams_causally(video, tmp_path, capsys):
     model = load_model("tiny", attention="full")
     save_model(model, tmp_path / "teacher.safetensors")

@@ -12,6 +12,8 @@ import torch
 
 from ..batch import Job, find_videos, gather, plan_jobs, processes, run_jobs, share, summary
 from ..checkpoint import load_model
+from ..geometry import Similarity
+from ..longstream import LongSession
 from ..model import StreamVGGT
 from ..reconstruct import FORMATS, CutShort, Wanted, reconstruct
 from ..scene import PointFilter
@@ -62,6 +64,11 @@ def add(commands: Commands) -> None:
         help="frames kept in memory: all, window, or window:A,R for A first and R recent ones",
     )
     command.add_argument(
+        "--long",
+        action="store_true",
+        help="for hundreds of frames and more: sub-maps that begin anew, are laid on one another, and close loops",
+    )
+    command.add_argument(
         "--format", type=choices_of(FORMATS, needed=True), default="glb,tum", help=f"any of {','.join(FORMATS)}"
     )
     command.add_argument(
@@ -102,7 +109,9 @@ def _run_one(options: argparse.Namespace, wanted: Wanted, video: Path) -> int:
     session = _session(options, _load(options))
     status = 0
     try:
-        files = reconstruct(_with_progress(session, frames, total), options.output, wanted)
+        files = reconstruct(
+            _with_progress(session, frames, total), options.output, wanted, lambda: _corrections(session)
+        )
     except CutShort as cut:
         print(f"streamvggt: {cut}; the {cut.num_frames} frames before it are written", file=sys.stderr)
         files, status = cut.files, 130 if isinstance(cut.__cause__, KeyboardInterrupt) else 1
@@ -121,7 +130,8 @@ def _run_many(options: argparse.Namespace, wanted: Wanted, jobs: Sequence[Job]) 
         total = _expected_frames(options, job.video)
         try:
             session = _session(options, model)
-            return reconstruct(_with_progress(session, frames, total, job.output.name), job.output, wanted)
+            predictions = _with_progress(session, frames, total, job.output.name)
+            return reconstruct(predictions, job.output, wanted, lambda: _corrections(session))
         except CutShort as cut:
             if isinstance(cut.__cause__, KeyboardInterrupt):
                 raise cut.__cause__ from None
@@ -144,21 +154,27 @@ def _load(options: argparse.Namespace) -> StreamVGGT:
     return load_model(options.model, device=device, dtype=DTYPES[options.dtype], attention="causal")
 
 
-def _session(options: argparse.Namespace, model: StreamVGGT) -> StreamSession:
+def _session(options: argparse.Namespace, model: StreamVGGT) -> StreamSession | LongSession:
     outputs = {"camera", "depth"}
     if options.geometry == "points" or "npz" in options.format:
         outputs.add("points")
-    return StreamSession(model, options.policy, size=options.size, outputs=outputs)
+    kind = LongSession if options.long else StreamSession
+    return kind(model, options.policy, size=options.size, outputs=outputs)
+
+
+def _corrections(session: StreamSession | LongSession) -> list[Similarity] | None:
+    return session.corrections() if isinstance(session, LongSession) else None
 
 
 def _with_progress(
-    session: StreamSession, frames: Iterator[Frame], total: int | None, name: str | None = None
+    session: StreamSession | LongSession, frames: Iterator[Frame], total: int | None, name: str | None = None
 ) -> Iterator[FramePrediction]:
     """Run a session with a bar that shows frames a second and the size of the cache."""
     from tqdm import tqdm
 
+    predictions = session.run(frames) if isinstance(session, LongSession) else session.run(frames, chunk=CHUNK)
     with tqdm(total=total, desc=name, unit=" frames", disable=None) as bar:
-        for prediction in session.run(frames, chunk=CHUNK):
+        for prediction in predictions:
             yield prediction
             bar.set_postfix_str(f"cache {session.nbytes / MIB:.1f} MiB, {len(session.held_frames)} frames")
             bar.update()
