@@ -7,11 +7,12 @@ import { CAMERA_FRAGMENT_SHADER, CAMERA_VERTEX_SHADER } from "./shaders.js";
 // of a small roof that says which way is up.
 const EDGES = [0, 1, 0, 2, 0, 3, 0, 4, 1, 2, 2, 3, 3, 4, 4, 1, 1, 5, 5, 2];
 const ENDS = EDGES.length;
+const MOST_PYRAMIDS = 60;
 
 /** All cameras of a scene, as one object for three.js: `group`. */
 export class Cameras {
   constructor() {
-    this.uniforms = { reach: { value: 0.1 }, lastFrame: { value: 1 }, currentFrame: { value: -1 } };
+    this.uniforms = { reach: { value: 0.1 }, lastFrame: { value: 1 }, currentFrame: { value: -1 }, every: { value: 1 } };
     const material = new ShaderMaterial({
       glslVersion: GLSL3,
       vertexShader: CAMERA_VERTEX_SHADER,
@@ -54,6 +55,7 @@ export class Cameras {
   /** Show the cameras up to `frame`, and that one larger. */
   show(frame) {
     this.uniforms.currentFrame.value = frame;
+    this.uniforms.every.value = Math.ceil((frame + 1) / MOST_PYRAMIDS);
     this.frusta.geometry.setDrawRange(0, ENDS * (frame + 1));
     this.path.geometry.setDrawRange(0, frame + 1);
   }

@@ -154,6 +154,7 @@ export class Controls {
 
   showView() {
     press(this.parts.views, this.viewer.viewpoint?.mode ?? "orbit");
+    this.#applyCameras();
   }
 
   showTimeline() {
@@ -187,17 +188,20 @@ export class Controls {
     if (words) parts.message.replaceChildren(element("strong", {}, words.title), element("span", {}, words.text));
     parts.badge.hidden = !manifest || viewer.isGone;
     if (manifest) {
-      parts.badge.textContent = texts.badge(manifest);
+      parts.badge.replaceChildren(element("span", {}, texts.badge(manifest)));
       parts.badge.dataset.state = manifest.status;
     }
-    const line = manifest ? [texts.numbers(manifest, { frames, points: scene.points }), manifest.message] : [];
-    parts.status.replaceChildren(line.filter(Boolean).join(" · "));
+    const rows = texts.numbers(manifest, { frames, points: scene.points });
+    parts.numbers.replaceChildren(...rows.map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+    parts.status.replaceChildren(manifest?.message ?? "");
     if (viewer.problem) parts.status.append(element("span", { className: "problem" }, ` ${viewer.problem}`));
     const isActive = manifest && !isFinished(manifest.status) && !viewer.isGone;
     parts.stop.hidden = !isActive || viewer.isOffline;
     if (!isActive) parts.stop.disabled = false;
     parts.copy.hidden = !manifest || viewer.isOffline || viewer.isGone;
     this.#showDownloads(manifest?.downloads ?? []);
+    parts.footer.hidden = !parts.status.textContent && [parts.stop, parts.copy, parts.downloads].every((part) => part.hidden);
   }
 
   #showDownloads(downloads) {
@@ -265,8 +269,10 @@ export class Controls {
   }
 
   #applyCameras() {
-    this.viewer.scene.cameras.group.visible = this.parts.cameras.checked;
-    this.viewer.stage.requestDraw();
+    // Looking through a camera, its own lines would be in the way.
+    const { scene, stage, viewpoint } = this.viewer;
+    scene.cameras.group.visible = this.parts.cameras.checked && viewpoint?.mode !== "through";
+    stage.requestDraw();
   }
 
   #confirmCopy() {

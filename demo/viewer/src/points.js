@@ -133,9 +133,10 @@ class Page {
   constructor(capacity, material) {
     this.capacity = capacity;
     this.count = 0;
+    this.countOfFrame = new Map();
     this.firstFrame = Infinity;
     this.lastFrame = -Infinity;
-    this.isSealed = false;
+    this.isMixed = false;
     this.geometry = new BufferGeometry();
     const attribute = (values, width, normalized) =>
       new BufferAttribute(values, width, normalized).setUsage(DynamicDrawUsage);
@@ -161,6 +162,7 @@ class Page {
       attribute.needsUpdate = true;
     }
     this.count += count;
+    this.countOfFrame.set(frame, count);
     this.firstFrame = Math.min(this.firstFrame, frame);
     this.lastFrame = Math.max(this.lastFrame, frame);
     this.#extend(positions, count);
@@ -169,8 +171,8 @@ class Page {
 
   /** Nothing more comes: mix the frames, so that the beginning of the page is an even subsample of it. */
   seal() {
-    if (this.isSealed) return;
-    this.isSealed = true;
+    if (this.isMixed) return;
+    this.isMixed = true;
     const order = randomOrder(this.count);
     for (const attribute of Object.values(this.geometry.attributes)) {
       const { array, itemSize } = attribute;
@@ -193,17 +195,29 @@ class Page {
       const kept = new BufferAttribute(array.slice(0, itemSize * this.count), itemSize, normalized);
       this.geometry.setAttribute(name, kept);
     }
+    this.countOfFrame.clear();
+    const colors = this.geometry.attributes.color.array;
+    for (let i = 0; i < this.count; i++) {
+      const frame = colors[4 * i + 3];
+      this.countOfFrame.set(frame, (this.countOfFrame.get(frame) ?? 0) + 1);
+    }
     this.setDetail(1);
   }
 
   setDetail(share) {
-    this.geometry.setDrawRange(0, this.isSealed ? Math.ceil(this.count * share) : this.count);
+    // One frame alone is in random order by itself.
+    const canThin = this.isMixed || this.firstFrame === this.lastFrame;
+    this.geometry.setDrawRange(0, canThin ? Math.ceil(this.count * share) : this.count);
   }
 
   countShown(first, last, threshold) {
+    let shown = 0;
+    if (threshold < 0) {
+      for (const [frame, count] of this.countOfFrame) if (frame >= first && frame <= last) shown += count;
+      return shown;
+    }
     const colors = this.geometry.attributes.color.array;
     const confidences = this.geometry.attributes.confidence.array;
-    let shown = 0;
     for (let i = 0; i < this.count; i++) {
       const frame = colors[4 * i + 3];
       if (frame >= first && frame <= last && confidences[i] >= threshold) shown++;

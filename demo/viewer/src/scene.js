@@ -101,7 +101,7 @@ export class GrowingScene {
     const threshold = this.hiddenPercent > 0 ? this.confidences.percentile(this.hiddenPercent) : null;
     uniforms.confidenceThreshold.value = threshold ?? -1;
     setRange(uniforms.confidenceRange.value, this.confidences);
-    setRange(uniforms.depthRange.value, this.depths, 1e-3);
+    setRange(uniforms.depthRange.value, this.depths, 1e-6);
   }
 }
 

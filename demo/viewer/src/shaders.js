@@ -9,6 +9,19 @@ export const TIME_COLORS = [
   [250, 160, 30],
 ];
 
+// Near to far, by the logarithm of depth; the depth maps have the same nine.
+const DEPTH_COLORS = [
+  [254, 232, 150],
+  [252, 195, 112],
+  [252, 153, 89],
+  [251, 101, 87],
+  [220, 63, 128],
+  [169, 49, 163],
+  [107, 43, 179],
+  [46, 34, 168],
+  [4, 10, 141],
+];
+
 const glslColor = (rgb) => `vec3(${rgb.map((value) => (value / 255).toFixed(4)).join(", ")})`;
 
 const RAMPS = /* glsl */ `
@@ -16,6 +29,12 @@ const RAMPS = /* glsl */ `
     t = clamp(t, 0.0, 1.0) * 2.0;
     return t < 1.0 ? mix(${glslColor(TIME_COLORS[0])}, ${glslColor(TIME_COLORS[1])}, t)
                    : mix(${glslColor(TIME_COLORS[1])}, ${glslColor(TIME_COLORS[2])}, t - 1.0);
+  }
+  vec3 depthColor(float t) {
+    const vec3 colors[${DEPTH_COLORS.length}] = vec3[](${DEPTH_COLORS.map(glslColor).join(", ")});
+    t = clamp(t, 0.0, 1.0) * ${DEPTH_COLORS.length - 1}.0;
+    int below = min(int(t), ${DEPTH_COLORS.length - 2});
+    return mix(colors[below], colors[below + 1], t - float(below));
   }
   // Dark violet to yellow, even in lightness and safe for the colour-blind.
   vec3 valueColor(float t) {
@@ -61,7 +80,7 @@ export const POINT_VERTEX_SHADER = /* glsl */ `
     pointSize = clamp(pixelsPerUnit * pointScale * max(depth, 0.0) / max(-seen.z, 1e-6), pixelRatio, 40.0 * pixelRatio);
     gl_PointSize = pointSize;
     if (mode == 0) pointColor = toSrgb(color.rgb);
-    else if (mode == 1) pointColor = valueColor(1.0 - (1.0 / depthRange.x - 1.0 / depth) / (1.0 / depthRange.x - 1.0 / depthRange.y));
+    else if (mode == 1) pointColor = depthColor(log(max(depth, 1e-6) / depthRange.x) / log(depthRange.y / depthRange.x));
     else if (mode == 2) pointColor = valueColor((confidence - confidenceRange.x) / (confidenceRange.y - confidenceRange.x));
     else pointColor = timeColor(frame / lastFrame);
   }
@@ -82,13 +101,15 @@ export const POINT_FRAGMENT_SHADER = /* glsl */ `
 export const CAMERA_VERTEX_SHADER = /* glsl */ `
   in vec3 corner;
   in float frame;
-  uniform float reach, lastFrame, currentFrame;
+  uniform float reach, lastFrame, currentFrame, every;
   out vec4 lineColor;
   ${RAMPS}
   void main() {
     bool isCurrent = frame == currentFrame;
     vec3 end = position + corner * reach * (isCurrent ? 1.8 : 1.0);
     gl_Position = projectionMatrix * modelViewMatrix * vec4(end, 1.0);
+    // Of a long path only some pyramids are drawn, and always the present one; lines of length 0 are none.
+    if (mod(frame, every) != 0.0 && !isCurrent) gl_Position = projectionMatrix * modelViewMatrix * vec4(position, 1.0);
     lineColor = vec4(timeColor(frame / lastFrame), isCurrent ? 1.0 : 0.55);
   }
 `;

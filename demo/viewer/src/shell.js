@@ -17,12 +17,12 @@ export function element(tag, properties = {}, ...children) {
 const iconButton = (name, label) => element("button", { type: "button", className: "quiet", ariaLabel: label, title: label }, icon(name));
 
 function choice(label, options) {
-  const select = element("select", {}, ...options.map(([value, text]) => element("option", { value }, text)));
+  const select = element("select", { ariaLabel: label }, ...options.map(([value, text]) => element("option", { value }, text)));
   return { select, field: element("label", { className: "field" }, element("span", {}, label), select) };
 }
 
 function slider(label, properties) {
-  const input = element("input", { type: "range", ...properties });
+  const input = element("input", { type: "range", ariaLabel: label, ...properties });
   // The value comes after the limits: the browser would cut it to the default ones.
   input.value = properties.value;
   const output = element("output");
@@ -45,7 +45,7 @@ const KEYS = [
   ["1 2 3", "orbit, follow the camera, look through it"],
   ["F", "show the whole scene"],
   ["C", "next colouring"],
-  ["A", "all frames or this one only"],
+  ["A", "all points so far, or the new ones only"],
   ["T", "cameras on or off"],
   ["X", "full screen"],
   ["S", "save a picture"],
@@ -66,7 +66,7 @@ function help() {
 export function buildShell(shadow, height) {
   const parts = {};
   const colors = choice("Colour", [["image", "Image"], ["depth", "Depth"], ["confidence", "Confidence"], ["time", "Time"]]);
-  const background = choice("Background", [["auto", "As page"], ["black", "Black"], ["grey", "Grey"], ["white", "White"]]);
+  const background = choice("Background", [["auto", "Auto"], ["black", "Black"], ["grey", "Grey"], ["white", "White"]]);
   const size = slider("Point size", { min: 0.3, max: 4, step: 0.1, value: 1 });
   const confidence = slider("Hide uncertain", { min: 0, max: 95, step: 1, value: 0 });
   const views = segments("View", [
@@ -74,7 +74,7 @@ export function buildShell(shadow, height) {
     ["follow", "Follow", "Fly behind the camera of the video (2)"],
     ["through", "Through camera", "Look through the camera of the video (3)"],
   ]);
-  const extent = segments("Frames shown", [["all", "All so far", "Every frame up to this one (A)"], ["one", "This frame", "This frame only (A)"]]);
+  const extent = segments("Points shown", [["all", "All so far", "The points of every frame up to this one (A)"], ["one", "New ones", "Only the points that this frame added (A)"]]);
   const cameras = element("input", { type: "checkbox", checked: true });
   const { box: helpBox, close: helpClose } = help();
   Object.assign(parts, {
@@ -96,6 +96,7 @@ export function buildShell(shadow, height) {
     image: element("canvas", { role: "img", ariaLabel: "No frame yet" }),
     depth: element("canvas", { role: "img", ariaLabel: "No depth map yet" }),
     caption: element("figcaption", {}, "Frame"),
+    numbers: element("dl", { className: "numbers" }),
     status: element("p", { className: "status" }),
     announcer: element("p", { className: "announcer", role: "status" }),
     stop: element("button", { type: "button", hidden: true }, icon("stop"), "Stop"),
@@ -107,16 +108,18 @@ export function buildShell(shadow, height) {
     parts.scene, parts.message, parts.badge,
     element("div", { className: "corner" }, parts.fit, parts.screenshot, parts.fullscreen, parts.help),
     views.field, helpBox);
+  parts.footer = element("footer", {}, parts.status, parts.downloads, parts.stop, parts.copy);
   parts.root = element("section", { className: "viewer", ariaLabel: "3D viewer" },
     parts.stage,
-    element("div", { className: "pictures" },
+    element("div", { className: "pictures", role: "region", ariaLabel: "Frame, depth map and numbers", tabIndex: 0 },
       element("figure", {}, parts.image, parts.caption),
-      element("figure", {}, parts.depth, element("figcaption", {}, "Its depth map"))),
+      element("figure", {}, parts.depth, element("figcaption", {}, "Its depth map")),
+      parts.numbers),
     element("div", { className: "timeline" }, parts.back, parts.play, parts.forward, parts.time, parts.clock, parts.edge),
     element("div", { className: "controls" },
       extent.field, colors.field, size.field, confidence.field,
       element("label", { className: "field check" }, cameras, element("span", {}, "Cameras")), background.field),
-    element("footer", {}, parts.status, parts.downloads, parts.stop, parts.copy),
+    parts.footer,
     parts.announcer);
   const styles = element("style", {}, style);
   if (height) parts.root.style.setProperty("--stage-height", `${Number(height)}px`);

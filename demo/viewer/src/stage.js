@@ -6,6 +6,7 @@ const HIGHEST_PIXEL_RATIO = 2;
 const REST_MS = 200;
 const SLOW_MS = 45;
 const FAST_MS = 20;
+const GROWTH_MS_IN_SOFTWARE = 120;
 const LEAST_DETAIL = 0.02;
 const SMOOTH_POINTS = 1_000_000;
 const SMOOTH_POINTS_IN_SOFTWARE = 120_000;
@@ -53,6 +54,7 @@ export class Stage {
 
   dispose() {
     cancelAnimationFrame(this.pending);
+    clearTimeout(this.growthTimer);
     clearTimeout(this.restTimer);
     this.observer?.disconnect();
     this.renderer?.dispose();
@@ -67,6 +69,13 @@ export class Stage {
       this.#adaptDetail(now);
       this.drawNow();
     });
+  }
+
+  /** Draw soon; in software not so often that a growing scene keeps the processor from everything else. */
+  requestDrawOfGrowth() {
+    const wait = (this.isSoftware ? GROWTH_MS_IN_SOFTWARE : 0) - (performance.now() - (this.lastDraw ?? -Infinity));
+    if (wait <= 0) this.requestDraw();
+    else this.growthTimer ??= setTimeout(() => this.requestDraw(), wait);
   }
 
   /** The view moves: draw fewer points where all of them would be too slow, and all of them soon after the last move. */
@@ -90,6 +99,9 @@ export class Stage {
     this.onBeforeDraw?.();
     this.renderer.render(this.scene, this.camera);
     this.draws++;
+    this.lastDraw = performance.now();
+    clearTimeout(this.growthTimer);
+    this.growthTimer = null;
   }
 
   setBackground(cssColor) {

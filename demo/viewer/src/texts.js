@@ -27,15 +27,15 @@ export function badge(manifest) {
   return manifest.title ? `${word} · ${manifest.title}` : word;
 }
 
-/** The numbers of a run, in one line. */
+/** The numbers of a run, as pairs of name and value; those that are not known are left out. */
 export function numbers(manifest, { frames, points }) {
-  const { frames_per_s: rate, cache_bytes: cache } = manifest.stats ?? {};
-  const parts = [];
-  if (frames) parts.push(manifest.total ? `${count(frames)} of ${count(manifest.total)} frames` : `${count(frames)} frames`);
-  if (points) parts.push(`${count(points)} points`);
-  if (rate > 0) parts.push(`${rate.toFixed(1)} frames/s`);
-  if (cache > 0) parts.push(`memory of the past ${bytes(cache)}`);
-  return parts.join(" · ");
+  const { frames_per_s: rate, cache_bytes: cache } = manifest?.stats ?? {};
+  const rows = [];
+  if (frames) rows.push(["Frames", manifest?.total ? `${count(frames)} of ${count(manifest.total)}` : count(frames)]);
+  if (points) rows.push(["Points", count(points)]);
+  if (rate > 0) rows.push(["Speed", `${rate.toFixed(1)} frames/s`]);
+  if (cache > 0) rows.push(["Cache", bytes(cache)]);
+  return rows;
 }
 
 /**

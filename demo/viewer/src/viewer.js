@@ -60,6 +60,7 @@ export class Viewer {
 
   stats() {
     const { scene, stage, timeline, manifest } = this;
+    stage.camera.updateMatrixWorld();
     return {
       run: this.run,
       status: manifest?.status ?? null,
@@ -185,7 +186,7 @@ export class Viewer {
     this.scene.show(position, this.expectedFrames);
     if (frame?.camera && this.viewpoint) this.viewpoint.atFrame(frame.camera);
     this.#showPictures(frame, position);
-    this.stage.requestDraw();
+    this.stage.requestDrawOfGrowth();
     this.controls?.showTimeline();
     this.updateTexts();
   }

@@ -8,6 +8,8 @@ export const VIEW_MODES = ["orbit", "follow", "through"];
 const FREE_FOV_DEGREES = 50;
 const FLIGHT_MS = 400;
 const REFIT_GROWTH = 1.25;
+// The sphere around a scene is larger than the scene.
+const TIGHTNESS = 0.85;
 
 /** Moves the stage's camera. Once the user has touched it, nothing but the user's own commands moves it in orbit. */
 export class Viewpoint {
@@ -50,29 +52,17 @@ export class Viewpoint {
     this.camera.near = sphere.radius / 500;
     this.camera.far = sphere.radius * 200;
     this.camera.updateProjectionMatrix();
-    if (this.mode === "orbit" && !this.isTouched && sphere.radius > this.fittedRadius * REFIT_GROWTH) {
-      this.fit({ isCommand: false });
-    }
+    if (this.mode !== "orbit" || this.isTouched || !this.pose) return;
+    if (this.fittedRadius === 0) this.#showAll(directionBehind(this.pose), true);
+    else if (sphere.radius > this.fittedRadius * REFIT_GROWTH) this.#showAll(this.#direction());
   }
 
   /** Show all of the scene, seen from behind the camera of the present frame. */
-  fit({ isCommand = true } = {}) {
+  fit() {
     if (!this.sphere || !this.pose) return;
-    if (isCommand) {
-      this.isTouched = true;
-      if (this.mode !== "orbit") this.#changeMode("orbit");
-    }
-    const isFirst = this.fittedRadius === 0;
-    this.fittedRadius = this.sphere.radius;
-    this.#setFov(FREE_FOV_DEGREES);
-    const halfFov = Math.atan(Math.tan((FREE_FOV_DEGREES * Math.PI) / 360) * Math.min(1, this.camera.aspect));
-    const center = new Vector3(...this.sphere.center);
-    const { back } = axes(this.pose);
-    const direction = new Vector3(back.x, Math.max(back.y, 0) + 0.35, back.z).normalize();
-    // Turned a little to the side: seen straight from behind, a scene looks flat.
-    direction.applyAxisAngle(new Vector3(0, 1, 0), 0.3);
-    const distance = (1.05 * this.sphere.radius) / Math.sin(halfFov);
-    this.#flyTo(center.clone().addScaledVector(direction, distance), center, isFirst);
+    this.isTouched = true;
+    if (this.mode !== "orbit") this.#changeMode("orbit");
+    this.#showAll(directionBehind(this.pose));
   }
 
   /** The timeline has moved to a frame; `pose` is its camera `{matrix, fovY, aspect}`. */
@@ -126,6 +116,19 @@ export class Viewpoint {
       this.#settle();
       this.#changeMode("orbit");
     }
+  }
+
+  /** Look at the whole scene from the given direction. */
+  #showAll(direction, isInstant = false) {
+    this.fittedRadius = this.sphere.radius;
+    this.#setFov(FREE_FOV_DEGREES);
+    const halfFov = Math.atan(Math.tan((FREE_FOV_DEGREES * Math.PI) / 360) * Math.min(1, this.camera.aspect));
+    const center = new Vector3(...this.sphere.center);
+    this.#flyTo(center.clone().addScaledVector(direction, (TIGHTNESS * this.sphere.radius) / Math.sin(halfFov)), center, isInstant);
+  }
+
+  #direction() {
+    return this.camera.position.clone().sub(this.controls.target).normalize();
   }
 
   #changeMode(mode) {
@@ -210,6 +213,13 @@ export class Viewpoint {
     this.#cancelFlight();
     this.#place(position, target);
   }
+}
+
+/** From behind a camera, a little above and aside: seen straight from behind, a scene looks flat. */
+function directionBehind(pose) {
+  const { back } = axes(pose);
+  const direction = new Vector3(back.x, Math.max(back.y, 0) + 0.35, back.z).normalize();
+  return direction.applyAxisAngle(new Vector3(0, 1, 0), 0.3);
 }
 
 function axes({ matrix }) {
