@@ -19,7 +19,7 @@ _ALL_AXES_WITHOUT_TOP_BIT = sum(((1 << (_AXIS_BITS - 1)) - 1) << (axis * _AXIS_B
 
 
 class VoxelThinning:
-    """Keep one point per cell of a grid over the whole stream; the first to come stays.
+    """Keep the points of a frame that lie in new cells of a grid over the whole stream, one a cell or all of them.
 
     Cells grow with the distance to the camera, in octaves: twice the size from twice the distance on, since a pixel
     sees twice as wide there. A cell that is taken takes the larger ones around it along: a far look at a place that is
@@ -31,18 +31,22 @@ class VoxelThinning:
     Args:
         cell: side of the smallest cells as a part of the median distance of the first frame's points to their camera,
             > 0 (the unit of length is relative, so the scene itself is the measure). Cells grow from that distance on.
+        dense: keep all points of a new cell, and so leave a place to the first frame that sees it, in full detail. With
+            cells larger than the errors of poses and depths, such as 0.05, surfaces show once that would else show
+            as several shifted copies. Otherwise the first point of a cell stays, which limits the density.
         max_cells: cells to remember, >= 2.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, cell: float = 0.005, *, max_cells: int = 4_000_000) -> None:
+    def __init__(self, cell: float = 0.005, *, dense: bool = False, max_cells: int = 4_000_000) -> None:
         if not 0 < cell < math.inf:
             raise ValueError(f"cell must be a positive part of the first frame's median distance, got {cell}")
         if max_cells < 2:
             raise ValueError(f"max_cells must be at least 2, got {max_cells}")
         self._cell = cell
+        self._dense = dense
         self._generation_size = max_cells // 2
         self._distance: float | None = None
         # Sorted, without repeats. What is hit enters the young generation; once that is full it becomes the old one.
@@ -55,7 +59,7 @@ class VoxelThinning:
         return self._young.nbytes + self._old.nbytes
 
     def new_points(self, cloud: PointCloud, camera: PosedCamera) -> PointCloud:
-        """Take in one frame's points and return those that are the first of their cell, in their order.
+        """Take in one frame's points and return those in new cells, in their order.
 
         Args:
             cloud: points that one frame saw, in the first camera's frame.
@@ -75,12 +79,13 @@ class VoxelThinning:
             self._distance = float(np.median(distance)) or 1.0
         octave = np.log2(np.maximum(distance / self._distance, 1)).astype(np.int64)
         all_keys = _cell_keys(points / (self._cell * self._distance), np.minimum(octave, _MAX_LEVEL))
-        keys, first = np.unique(all_keys, return_index=True)
-        new = first[~(_contains(self._young, keys) | _contains(self._old, keys))]
+        keys, first, cell_of_point = np.unique(all_keys, return_index=True, return_inverse=True)
+        is_new = ~(_contains(self._young, keys) | _contains(self._old, keys))
+        new = np.flatnonzero(is_new[cell_of_point]) if self._dense else np.sort(first[is_new])
         self._young = _merged(self._young, _with_larger_cells(keys))
         if len(self._young) > self._generation_size:
             self._old, self._young = self._young[: self._generation_size], self._young[:0].copy()
-        return cloud.select(np.sort(new))
+        return cloud.select(new)
 
 
 def _cell_keys(points: NDArray[np.float64], level: Keys) -> Keys:

@@ -1,12 +1,16 @@
-"""The example clips: they open, they are small, and their truth is true."""
+"""The example clips and runs: they open, they are small, the truth is true and the runs are whole."""
 
 from __future__ import annotations
 
+import io
+import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pygltflib
 import pytest
+from PIL import Image
 
 from streamvggt import read_frames
 from streamvggt.geometry import project, unproject
@@ -53,7 +57,7 @@ def test_there_are_clips_with_truth_and_all_are_small():
     assert sorted(path.stem for path in ASSETS.glob("*.npz")) == CLIPS
     for name in CLIPS:
         assert sum((ASSETS / f"{name}{suffix}").stat().st_size for suffix in (".mp4", ".npz")) < 1.5 * MEGABYTE
-    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 6 * MEGABYTE
+    assert sum(path.stat().st_size for path in ASSETS.iterdir() if path.is_file()) < 6 * MEGABYTE
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -100,3 +104,43 @@ def test_colours_follow_the_cameras_better_than_they_stay_in_place(name):
         followed.append(np.median(np.abs(blocks[source + 5][y, x] - colors)))
         stayed.append(np.median(np.abs(blocks[source + 5] - blocks[source])))
     assert np.mean(followed) < 0.6 * np.mean(stayed)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_every_clip_has_a_finished_run_that_is_small_and_whole(name):
+    folder = ASSETS / "examples" / name
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    chunks = [f"chunks/{index:06d}.glb" for index in range(manifest["count"])]
+    assert 8 <= manifest["count"] <= 12
+    assert files == sorted([*chunks, "manifest.json", "picture.jpg"])
+    assert sum((folder / file).stat().st_size for file in files) < 1.4 * MEGABYTE
+    assert (manifest["run"], manifest["status"], manifest["total"]) == (f"example-{name}", "done", manifest["count"])
+    assert len(manifest["title"]) > 5
+    with Image.open(folder / "picture.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width >= 400
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_run_holds_the_frames_of_its_clip_and_its_points_lie_ahead_of_the_first_camera(name):
+    manifest = json.loads((ASSETS / "examples" / name / "manifest.json").read_text())
+    clip = {round(frame.time_s, 4): frame.image for frame in read_frames(ASSETS / f"{name}.mp4")}
+    num_points, times = [], []
+    for index in range(manifest["count"]):
+        gltf = pygltflib.GLTF2.load(ASSETS / "examples" / name / "chunks" / f"{index:06d}.glb")
+        camera = next(node for node in gltf.nodes if node.name == f"frame_{index:06d}")
+        times.append(round(camera.extras["time_s"], 4))
+        view = gltf.bufferViews[next(image.bufferView for image in gltf.images if image.name == "image")]
+        jpeg = gltf.binary_blob()[view.byteOffset : view.byteOffset + view.byteLength]
+        shown = Image.open(io.BytesIO(jpeg))
+        source = np.asarray(Image.fromarray(clip[times[-1]]).resize(shown.size), float)
+        assert np.abs(np.asarray(shown, float) - source).mean() < 8
+        num_points.append(0)
+        for mesh in gltf.meshes:
+            positions = gltf.accessors[mesh.primitives[0].attributes.POSITION]
+            num_points[-1] += positions.count
+            # In front of the first camera, which looks along -z.
+            assert positions.max[2] < 0
+    assert times == sorted(set(times)) and times[0] == 0
+    assert sum(num_points) == manifest["stats"]["points"]
+    assert num_points[0] > 20_000

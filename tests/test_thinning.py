@@ -76,6 +76,23 @@ def test_one_point_stays_per_cell_and_it_is_the_first():
     assert kept(thinning, [[1.9, 0.9, 0.9], [3.1, 0.1, 0.1]]) == [1]
 
 
+def test_dense_keeps_the_whole_of_a_new_cell_for_the_first_frame_that_sees_it():
+    rng = np.random.default_rng(0)
+    thinning, naive = VoxelThinning(0.2, dense=True), NaiveThinning(0.2)
+    for center in ([0, 0, 0], [1, 0, -2], [0, 0, 0.5]):
+        points = rng.normal([0, 0, 4], size=(400, 3)).astype(np.float32).astype(np.float64)
+        known = set(naive.taken)
+        naive.new_points(points.tolist(), center)
+        expected = []
+        for number, point in enumerate(points):
+            level = min(7, max(0, math.floor(math.log2(math.dist(point, center) / naive.distance))))
+            size = 0.2 * naive.distance * 2**level
+            if (level, *(math.floor(x / size) for x in point)) not in known:
+                expected.append(number)
+        assert kept(thinning, points, center) == expected
+        assert len(expected) == 400 if not known else 0 < len(expected) < 400
+
+
 def test_a_far_look_adds_nothing_to_a_place_known_from_near_and_a_near_look_adds_detail():
     wall = [[x / 10 + 0.05, 0.05, 1.05] for x in range(10)]
     near = (0.5, 0, 0)

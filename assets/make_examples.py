@@ -1,0 +1,123 @@
+"""Make the finished runs that the page offers as examples, from the clips in this folder and the bundled network.
+
+python assets/make_examples.py    # all of them, some minutes on a CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import streamvggt as sv
+
+ASSETS = Path(__file__).parent
+PICTURE_HW = (300, 480)
+BACKGROUND = (20, 22, 28)
+
+
+@dataclass(frozen=True)
+class Example:
+    """How to show a clip at its best.
+
+    The bundled network is small: its poses hardly move, so each place is left to the first frame that sees it, by cells
+    that are large against the errors.
+
+    Attributes:
+        title: for people.
+        step: take every so many frames.
+        cell: see :class:`streamvggt.VoxelThinning`.
+        yaw_deg: from where the picture is taken.
+    """
+
+    title: str
+    step: int = 2
+    cell: float = 0.15
+    yaw_deg: float = 0.0
+
+
+EXAMPLES = {
+    "living_room": Example("A walk through a living room", yaw_deg=-8),
+    "playroom": Example("A playroom with a moving train"),
+    "still_life": Example("Around a table", yaw_deg=-8, cell=0.18),
+    "street": Example("Up a narrow street", step=1, cell=0.2),
+}
+SHOWN = sv.PointFilter(conf_percentile=20, edge_rtol=0.06)
+NUM_FRAMES = 10
+
+
+def main() -> None:
+    """Write the examples."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("clips", nargs="*", default=sorted(EXAMPLES), help="names of clips in assets/; default all")
+    parser.add_argument("--out", type=Path, default=ASSETS / "examples")
+    parser.add_argument("--model", default="small")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = sv.load_model(arguments.model)
+    for name in arguments.clips:
+        size = write_example(model, arguments.model, name, arguments.out / name)
+        logging.info("%s: %d kB", name, size // 1000)
+
+
+def write_example(model: sv.StreamVGGT, model_name: str, name: str, folder: Path) -> int:
+    """Write one example in the place of a former one; returns its bytes."""
+    example = EXAMPLES[name]
+    session, scene = sv.StreamSession(model), sv.Scene()
+    thinning = sv.VoxelThinning(example.cell, dense=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    parts = []
+    frames = sv.read_frames(ASSETS / f"{name}.mp4", max_frames=NUM_FRAMES * example.step)
+    for position, frame in enumerate(list(frames)[:: example.step]):
+        prediction = session.step(frame)
+        scene.add(prediction)
+        parts.append(thinning.new_points(scene.frame_points(-1, SHOWN), prediction))
+        sv.write_atomically(folder / "chunks" / f"{position:06d}.glb", sv.frame_glb_bytes(prediction, parts[-1]))
+    cloud = joined(parts)
+    sv.write_atomically(folder / "picture.jpg", picture(cloud, scene.cameras, example.yaw_deg))
+    manifest = {
+        "run": f"example-{name}",
+        "version": 1,
+        "status": "done",
+        "message": "",
+        "queue_position": None,
+        "title": example.title,
+        "total": len(parts),
+        "count": len(parts),
+        "live": False,
+        "stats": {
+            "frames_per_s": 0.0,
+            "cache_bytes": session.nbytes,
+            "points": len(cloud),
+            "conf_percentiles": np.percentile(cloud.confidence, range(0, 101, 5)).round(4).tolist(),
+        },
+        "downloads": [],
+        "settings": {"model": model_name},
+    }
+    sv.write_atomically(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def joined(parts: list[sv.PointCloud]) -> sv.PointCloud:
+    """Put clouds one behind the other."""
+    names = ("points", "colors", "confidence", "frame_index")
+    return sv.PointCloud(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def picture(cloud: sv.PointCloud, cameras: tuple[sv.Camera, ...], yaw_deg: float) -> bytes:
+    """Draw the card of an example, a JPEG file."""
+    view = sv.overview_camera(cloud, cameras, PICTURE_HW, yaw_deg=yaw_deg, pitch_deg=6, fov_y_deg=40)
+    buffer = io.BytesIO()
+    Image.fromarray(sv.render_points(cloud, view, point_size=3, background=BACKGROUND)).save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()
