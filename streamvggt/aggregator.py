@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .attention import Attend, full_attention
 from .config import StreamVGGTConfig
-from .layers import Block
+from .layers import Block, RunBlock, run_block
 from .rope import rotary_table
 
 
@@ -37,6 +37,7 @@ class Aggregator(nn.Module):
         attends: Sequence[Attend],
         layers: Collection[int],
         first_frame: int = 0,
+        run: RunBlock = run_block,
     ) -> dict[int, Tensor]:
         """Run all blocks and return the tokens of the layers that were asked for.
 
@@ -46,6 +47,7 @@ class Aggregator(nn.Module):
             attends: one way to attend for each global block.
             layers: numbers of the layers to return.
             first_frame: number in the stream of the first of the S frames.
+            run: how blocks are run.
 
         Returns:
             For each layer asked for ``[B, S, P, 2 C]``: its frame block's tokens beside its global block's. A frame's
@@ -58,8 +60,8 @@ class Aggregator(nn.Module):
         rotary = rotary_table(grid_hw, special.shape[2], self.head_dim, x.device)
         kept = {}
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            frame = frame_block(x.flatten(0, 1)[:, None], full_attention, rotary).view_as(x)
-            x = global_block(frame, attends[layer], rotary)
+            frame = run(frame_block, x.flatten(0, 1)[:, None], full_attention, rotary).view_as(x)
+            x = run(global_block, frame, attends[layer], rotary)
             if layer in layers:
                 kept[layer] = torch.cat([frame, x], dim=-1)
         return kept

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from .attention import full_attention
 from .config import StreamVGGTConfig
-from .layers import Block
+from .layers import Block, RunBlock, run_block
 
 
 class PatchEmbed(nn.Module):
@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, run: RunBlock = run_block) -> Tensor:
         """Map normalised images ``[N, 3, H, W]`` to tokens ``[N, (H / patch) * (W / patch), C]``, row by row."""
         return self.proj(images).flatten(2).transpose(1, 2)
 
@@ -49,11 +49,11 @@ class DinoV2(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, config.encoder_num_heads, eps=1e-6) for _ in range(config.encoder_depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, run: RunBlock = run_block) -> Tensor:
         """Map normalised images ``[N, 3, H, W]`` to patch tokens ``[N, (H / patch) * (W / patch), C]``."""
-        return self.levels(images, [len(self.blocks)])[0]
+        return self.levels(images, [len(self.blocks)], run)[0]
 
-    def levels(self, images: Tensor, after: Sequence[int]) -> list[Tensor]:
+    def levels(self, images: Tensor, after: Sequence[int], run: RunBlock = run_block) -> list[Tensor]:
         """Return normalised patch tokens after each number of blocks in ``after``, ascending; see :meth:`forward`."""
         rows, columns = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         patches = self.patch_embed(images) + self._patch_positions(rows, columns)
@@ -63,7 +63,7 @@ class DinoV2(nn.Module):
         x = torch.cat([special.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)[:, None]
         kept = []
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, full_attention)
+            x = run(block, x, full_attention, None)
             if number in after:
                 kept.append(self.norm(x[:, 0, self.num_special :]))
         return kept

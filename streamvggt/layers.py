@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -87,3 +89,13 @@ class Block(nn.Module):
         """Map tokens ``[B, S, P, C]`` to ``[B, S, P, C]``."""
         x = self.ls1(x, self.attn(self.norm1(x), attend, rotary))
         return self.ls2(x, self.mlp(self.norm2(x)))
+
+
+# How a block is run: as it is, or compiled (:mod:`streamvggt.static`).
+RunBlock = Callable[[nn.Module, Tensor, Attend, Tensor | None], Tensor]
+
+
+def run_block(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | None) -> Tensor:
+    """Run a :class:`Block` as it is; see :meth:`Block.forward`."""
+    out: Tensor = block(x, attend, rotary)
+    return out

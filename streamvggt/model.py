@@ -18,10 +18,12 @@ from .encoder import DinoV2, build_encoder
 from .heads.camera import CameraHead
 from .heads.dense import DenseHead, signed_expm1
 from .heads.track import TrackHead
+from .layers import RunBlock, run_block
 from .matching import MatchMemory, SoftMatch
 from .official import from_official
 from .policies import CachePolicy, KeepAll
 from .state import StreamState, TrackQuery
+from .static import no_limit, require_compiler
 from .types import OUTPUTS, Predictions
 
 
@@ -64,6 +66,7 @@ class StreamVGGT(nn.Module):
         storage: Literal["native"] = "native",
         camera_cache: Literal["per_iteration", "shared"] = "per_iteration",
         memory: int | str | None = None,
+        compile: bool = False,
     ) -> StreamState:
         """Start the memory of new streams; pass it to every call on them.
 
@@ -74,6 +77,8 @@ class StreamVGGT(nn.Module):
                 streaming code, for comparison with published tables.
             memory: what the streams may take together, in bytes or as text such as "2GB"; it is never passed, and
                 fewer frames are held than the policy asks for where they do not fit. None sets no limit.
+            compile: run the blocks as compiled code, with caches of fixed size: the same numbers, to rounding. The
+                first frames wait for the compiler, a minute or so, and again those of another size or number a call.
 
         Raises:
             ValueError: the network attends to all frames and cannot stream, or an argument is not one of the above.
@@ -89,12 +94,17 @@ class StreamVGGT(nn.Module):
             raise ValueError(f'storage must be "native", got {storage!r}')
         if camera_cache not in ("per_iteration", "shared"):
             raise ValueError(f'camera_cache must be "per_iteration" or "shared", got {camera_cache!r}')
+        if compile:
+            require_compiler(self.aggregator.camera_token.device.type)
+            if policy.capacity is None and memory is None:
+                raise ValueError(no_limit(policy))
         return StreamState(
             self.config,
             policy,
             camera_cache=camera_cache,
             memory=memory,
             head_bytes=self.camera_head.token_norm.weight.element_size(),
+            static=compile,
         )
 
     def forward(
@@ -143,12 +153,12 @@ class StreamVGGT(nn.Module):
         with torch.no_grad():
             _check_continues(state, (b, height, width), s, wanted)
             state.begin(s, (b, height, width), queries=query_points is not None)
-            encoded = self._encode(images)
+            encoded = self._encode(images, state.run)
             tokens, matches = self._aggregate(
-                encoded, (height, width), state.block_attends, state.num_frames, state.matches, wanted
+                encoded, (height, width), state.block_attends, state.num_frames, state.matches, wanted, state.run
             )
             with full_precision(images.device.type):
-                predictions = self._decode(tokens, (height, width), state.camera_attend, wanted)
+                predictions = self._decode(tokens, (height, width), state.camera_attend, wanted, state.run)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             state.commit(matches)
         return predictions
@@ -213,13 +223,13 @@ class StreamVGGT(nn.Module):
         image_hw = (images.shape[-2], images.shape[-1])
         return self._aggregate(self._encode(images), image_hw, attends, outputs=outputs)[0]
 
-    def _encode(self, images: Tensor) -> Encoded:
+    def _encode(self, images: Tensor, run: RunBlock = run_block) -> Encoded:
         """Look at each frame by itself."""
         mean, std = _imagenet_statistics(images.device)
         pixels = ((images.float() - mean) / std).to(self.aggregator.camera_token.dtype).flatten(0, 1)
         if self.soft_match is None or not isinstance(self.encoder, DinoV2):
-            return Encoded(self.encoder(pixels).unflatten(0, images.shape[:2]), None)
-        levels = self.encoder.levels(pixels, sorted({self.config.match_layer or 0, self.config.encoder_depth}))
+            return Encoded(self.encoder(pixels, run).unflatten(0, images.shape[:2]), None)
+        levels = self.encoder.levels(pixels, sorted({self.config.match_layer or 0, self.config.encoder_depth}), run)
         return Encoded(*(x.unflatten(0, images.shape[:2]) for x in (levels[-1], levels[0])))
 
     def _aggregate(
@@ -230,6 +240,7 @@ class StreamVGGT(nn.Module):
         first_frame: int = 0,
         matches: MatchMemory = MatchMemory(),  # noqa: B008 (frozen)
         outputs: Collection[str] = OUTPUTS,
+        run: RunBlock = run_block,
     ) -> tuple[dict[int, Tensor], MatchMemory]:
         """Look across frames; tokens of the layers that the heads read, in the heads' precision."""
         grid_hw = (image_hw[0] // self.config.patch_size, image_hw[1] // self.config.patch_size)
@@ -245,7 +256,7 @@ class StreamVGGT(nn.Module):
         layers = {self.config.depth - 1} if "camera" in outputs else set()
         if not {"depth", "points", "tracks"}.isdisjoint(outputs):
             layers |= {*self.config.dense_layers}
-        tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame)
+        tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame, run)
         dtype = self.camera_head.token_norm.weight.dtype
         return {layer: x.to(dtype) for layer, x in tokens.items()}, matches
 
@@ -255,9 +266,10 @@ class StreamVGGT(nn.Module):
         image_hw: tuple[int, int],
         attend: Callable[[int, int], Attend],
         outputs: Collection[str] = OUTPUTS,
+        run: RunBlock = run_block,
     ) -> Predictions:
         """Read what is wanted of cameras and dense maps off the tokens."""
-        poses = self.camera_head(tokens[self.config.depth - 1], attend) if "camera" in outputs else None
+        poses = self.camera_head(tokens[self.config.depth - 1], attend, run) if "camera" in outputs else None
         return self._dense(tokens, image_hw, poses, outputs)
 
     def _dense(

@@ -43,10 +43,12 @@ class StreamSession:
             devices float16) on CUDA and float32 elsewhere.
         outputs: what is wanted of "camera", "depth", "points" and "tracks"; the other fields of the predictions are
             None, and what they would cost is saved. None takes all that the network has.
+        compile: run the blocks as compiled code: faster by a part, after the first frames have waited for the compiler
+            about a minute; needs a policy with a limit, or a memory. On a CPU a C++ compiler must be there.
 
     Raises:
-        ValueError: the network attends to all frames or has no such output, the size does not fit it, or the dtype or
-            memory is none of the above.
+        ValueError: the network attends to all frames or has no such output, the size does not fit it, the dtype or
+            memory is none of the above, or there is no compiler.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class StreamSession:
         size: int | None = None,
         dtype: torch.dtype | None = None,
         outputs: Collection[str] | None = None,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.size = model.config.image_size if size is None else size
@@ -70,7 +73,7 @@ class StreamSession:
         self._device = next(model.parameters()).device
         self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
         self._outputs = model.check_outputs(outputs)
-        self._state = model.new_state(policy, storage=storage, memory=memory)
+        self._state = model.new_state(policy, storage=storage, memory=memory, compile=compile)
 
     @property
     def num_frames(self) -> int:

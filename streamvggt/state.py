@@ -14,8 +14,10 @@ from torch import Tensor
 from .attention import Attend
 from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
 from .config import StreamVGGTConfig
+from .layers import RunBlock, run_block
 from .matching import MatchMemory
 from .policies import CachePolicy, Costs, Keyframes
+from .static import StaticCache, StaticPlan, no_limit, run_compiled
 
 CameraCache = Literal["per_iteration", "shared"]
 
@@ -79,6 +81,7 @@ class StreamState:
             "shared" reproduces the poses of the released streaming code.
         memory: bytes that :attr:`allocated_bytes` never passes, see :func:`byte_count`; None for no limit.
         head_bytes: bytes of a number in the heads' precision.
+        static: run blocks as compiled code, against caches of fixed size.
     """
 
     def __init__(
@@ -89,10 +92,13 @@ class StreamState:
         camera_cache: CameraCache = "per_iteration",
         memory: int | str | None = None,
         head_bytes: int = 4,
+        static: bool = False,
     ) -> None:
         self.config = config
         self.camera_cache = camera_cache
+        self.run: RunBlock = run_compiled if static else run_block
         self._head_bytes = head_bytes
+        self._static = StaticPlan() if static else None
         self._asked, self._memory = policy, None if memory is None else byte_count(memory)
         self.reset()
 
@@ -110,9 +116,13 @@ class StreamState:
     def _make_caches(self) -> None:
         rounds, depth = self.config.camera_iterations, self.config.camera_depth
         per_iteration = self.camera_cache == "per_iteration"
-        self._blocks = [KVCache(self.slots) for _ in range(self.config.depth)]
-        self._camera = [[KVCache(self.slots) for _ in range(depth)] for _ in range(rounds if per_iteration else 0)]
+        # The first block chooses the slots, in Python, and keeps a cache that is written so.
+        self._blocks = [KVCache(self.slots), *(self._new_cache() for _ in range(self.config.depth - 1))]
+        self._camera = [[self._new_cache() for _ in range(depth)] for _ in range(rounds if per_iteration else 0)]
         self._shared_camera = [SharedRoundsCache(self.slots, rounds) for _ in range(0 if per_iteration else depth)]
+
+    def _new_cache(self) -> KVCache:
+        return KVCache(self.slots) if self._static is None else StaticCache(self.slots, self._static)
 
     @property
     def policy(self) -> CachePolicy:
@@ -226,7 +236,14 @@ class StreamState:
             self._key_bytes = k.element_size()
             self.slots.policy, self.slots.fallback = self._fitted(self._asked)
         self.slots.choose(frame_prototypes(k, self.config.special_tokens))
+        if self._static is not None:
+            self._static.update(self.slots.plan, self._static_capacity(), k.device)
         return self._blocks[0].attend(q, k, v)
+
+    def _static_capacity(self) -> int:
+        if self.slots.capacity is None:
+            raise ValueError(no_limit(self.slots.policy))
+        return self.slots.capacity
 
     def _apply(self, policy: CachePolicy) -> None:
         """Hold what ``policy`` holds within the memory."""

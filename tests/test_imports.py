@@ -15,7 +15,7 @@ PACKAGE = ROOT / "streamvggt"
 LAYERS = [
     {"types", "config"},
     {"geometry", "rope", "attention", "layers", "matching", "official", "gltf", "storage"},
-    {"policies", "stores", "cache", "state", "encoder", "heads.camera", "heads.dense", "heads.track"},
+    {"policies", "stores", "cache", "static", "state", "encoder", "heads.camera", "heads.dense", "heads.track"},
     {"aggregator", "model"},
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "posegraph", "submaps", "synthetic"},
     {"checkpoint", "session", "scene", "export", "glb", "thinning", "turntable"},
@@ -35,6 +35,10 @@ PEERS = {
     ("cache", "policies"),
     ("cache", "stores"),
     ("state", "cache"),
+    ("state", "static"),
+    ("static", "cache"),
+    ("static", "policies"),
+    ("static", "stores"),
     ("state", "policies"),
     ("model", "aggregator"),
     ("video", "images"),
@@ -56,7 +60,7 @@ PEERS = {
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
-NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "state", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
+NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "static", "state", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
 HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy", "PIL", "tqdm"}
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, relu, silu
 
 from ..attention import Attend
 from ..config import StreamVGGTConfig
-from ..layers import Block, Mlp
+from ..layers import Block, Mlp, RunBlock, run_block
 
 POSE_NUMBERS = 9  # translation 3, quaternion 4, field of view 2
 
@@ -38,12 +38,13 @@ class CameraHead(nn.Module):
         self.trunk_norm = nn.LayerNorm(dim)
         self.pose_branch = Mlp(dim, dim // 2, POSE_NUMBERS)
 
-    def forward(self, tokens: Tensor, attend: Callable[[int, int], Attend]) -> Tensor:
+    def forward(self, tokens: Tensor, attend: Callable[[int, int], Attend], run: RunBlock = run_block) -> Tensor:
         """Read poses off camera tokens.
 
         Args:
             tokens: of the aggregator's last layer ``[B, S, P, 2 C]``.
             attend: for a round and a block, how frames see each other.
+            run: how blocks are run.
 
         Returns:
             Pose encodings of every round ``[I, B, S, 9]``, see :class:`streamvggt.Predictions`.
@@ -61,7 +62,7 @@ class CameraHead(nn.Module):
             shift, scale, gate = self.modulation(silu(self.embed_pose(before))).chunk(3, dim=-1)
             x = (gate * (normed * (1 + scale) + shift) + tokens)[:, :, None]
             for b, block in enumerate(self.trunk):
-                x = block(x, attend(i, b))
+                x = run(block, x, attend(i, b), None)
             pose = pose.detach() + self.pose_branch(self.trunk_norm(x[:, :, 0]))
             rounds.append(torch.cat([pose[..., :7], relu(pose[..., 7:])], dim=-1))
         return torch.stack(rounds)
