@@ -5,12 +5,13 @@ All of it is under ``/runs/``, as routes that any Starlette application can take
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -40,7 +41,14 @@ def run_routes(runs: Runs) -> list[Route]:
             version = int(request.query_params.get("version", -1))
         except ValueError:
             return _refusal(400, "version must be a whole number.")
-        return JSONResponse(await runs.newer_manifest(run_id, version, viewer_of(request)), headers=_NEVER)
+        poll = asyncio.ensure_future(runs.newer_manifest(run_id, version, viewer_of(request)))
+        gone = asyncio.ensure_future(_disconnected(request))
+        await asyncio.wait((poll, gone), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not poll.done():  # who went away in mid-poll does not watch any more
+            poll.cancel()
+            return Response(status_code=499)
+        return JSONResponse(poll.result(), headers=_NEVER)
 
     async def chunk(request: Request) -> Response:
         folder = runs.find(request.path_params["run"])
@@ -83,11 +91,19 @@ def run_routes(runs: Runs) -> list[Route]:
     ]
 
 
-def viewer_of(request: Request) -> str:
-    """Tell viewers apart: by the name that a page gives itself, else by address and browser."""
-    given = request.query_params.get("viewer", "")
-    address = request.client.host if request.client else ""
-    return given[:64] or f"{address} {request.headers.get('user-agent', '')}"
+def viewer_of(request: HTTPConnection) -> str:
+    """Tell viewers apart: by address and browser."""
+    return f"{address_of(request)} {request.headers.get('user-agent', '')[:200]}"
+
+
+def address_of(request: HTTPConnection) -> str:
+    """Return the address that a request comes from, as far as it is known."""
+    return request.client.host if request.client else ""
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _route(path: str, endpoint: Endpoint, method: str = "GET") -> Route:

@@ -17,15 +17,15 @@ from .engine import Engine
 from .inputs import InputError
 from .jobs import BusyError, Runs
 from .results import NotReadyError
-from .routes import run_routes
+from .routes import address_of, run_routes, viewer_of
 from .run import DOWNLOADS
 from .settings import GEOMETRIES, MEMORIES, MODELS, RunSettings, SettingsError
 
-# Fills in what only the browser knows: the run that the page shows, and the name by which its viewer polls.
-_WITH_VISITOR = "(...values) => [...values.slice(0, -2), ...window.streamvggtPage.visitor()]"
+# Fills in what only the browser knows: the run that the page shows.
+_WITH_FORMER = "(...values) => [...values.slice(0, -1), window.streamvggtPage.current()]"
 _WITH_CAMERA = """async (...values) => {
   if (!(await window.streamvggtCamera.ready())) throw new Error("no camera");
-  return [...values.slice(0, -2), ...window.streamvggtPage.visitor()];
+  return [...values.slice(0, -1), window.streamvggtPage.current()];
 }"""
 
 
@@ -64,11 +64,10 @@ def build_demo(runs: Runs, engine: Engine) -> gr.Blocks:
                 controls = _settings_controls()
             with gr.Column(scale=5, min_width=340):
                 stage = page.stage(examples[0]["run"] if examples else None)
-        visitor = [gr.Textbox(visible="hidden", label=label) for label in ("Former run", "Viewer")]
-        inputs = [*controls.values(), *visitor]
-        video_button.click(_starter(runs, handlers.start_video), [video, *inputs], stage, js=_WITH_VISITOR, **_INTERNAL)
+        inputs = [*controls.values(), gr.Textbox(visible="hidden", label="Run on the page")]
+        video_button.click(_starter(runs, handlers.start_video), [video, *inputs], stage, js=_WITH_FORMER, **_INTERNAL)
         images_button.click(
-            _starter(runs, handlers.start_images), [images, *inputs], stage, js=_WITH_VISITOR, **_INTERNAL
+            _starter(runs, handlers.start_images), [images, *inputs], stage, js=_WITH_FORMER, **_INTERNAL
         )
         camera_button.click(_camera_starter(runs), inputs, [stage, camera], js=_WITH_CAMERA, **_INTERNAL)
         demo.load(_in_background(engine.preload), queue=False, api_visibility="private")
@@ -138,7 +137,7 @@ def _starter(runs: Runs, start: Callable[..., str]) -> Callable[..., str]:
 
     def start_run(request: gr.Request, source: Any, *values: Any) -> str:
         with _page_errors():
-            return start(runs, source, _settings(values[:-2]), **_visitor(request, *values[-2:]))
+            return start(runs, source, _settings(values[:-1]), **_visitor(request, values[-1]))
 
     return start_run
 
@@ -148,7 +147,7 @@ def _camera_starter(runs: Runs) -> Callable[..., tuple[str, str]]:
 
     def start_run(request: gr.Request, *values: Any) -> tuple[str, str]:
         with _page_errors():
-            run_id = handlers.start_camera(runs, _settings(values[:-2]), **_visitor(request, *values[-2:]))
+            run_id = handlers.start_camera(runs, _settings(values[:-1]), **_visitor(request, values[-1]))
         return run_id, run_id
 
     return start_run
@@ -162,8 +161,8 @@ def _names_of_settings() -> list[str]:
     return [field.name for field in fields(RunSettings)]
 
 
-def _visitor(request: gr.Request, former: str, viewer: str) -> dict[str, str]:
-    return {"owner": request.client.host if request.client else "", "former": former, "viewer": viewer}
+def _visitor(request: gr.Request, former: str = "") -> dict[str, str]:
+    return {"owner": address_of(request.request), "former": former, "viewer": viewer_of(request.request)}
 
 
 @contextmanager
@@ -224,7 +223,7 @@ def _public_endpoint(runs: Runs, video: gr.Video, controls: list[gr.components.C
         """
         values = (fps, max_frames, width_px, model, memory, geometry, confidence, mask_sky, mask_black, mask_white)
         with _page_errors():
-            visitor = _visitor(request, "", "")
+            visitor = _visitor(request)
             run_id = await asyncio.to_thread(handlers.start_video, runs, video, _settings(values), **visitor)
             async for news in handlers.follow(runs, run_id):
                 yield news, None

@@ -43,8 +43,13 @@ class Watchers:
             return self._clock() - max(self._last_seen.values(), default=self._since)
 
     def others(self, viewer: str, within_s: float) -> bool:
-        """Tell whether anybody but ``viewer`` is present, or was lately: between two polls nobody is."""
+        """Tell whether anybody but one ``viewer`` is present, or was lately: between two polls nobody is.
+
+        Viewers of one name, such as two windows of a browser, are only told apart while both are present.
+        """
         with self._lock:
+            if self._present[viewer] > 1:
+                return True
             now = self._clock()
             lately = {who for who, when in self._last_seen.items() if now - when <= within_s}
-            return bool((lately | set(self._present)) - {viewer})
+            return bool((lately | set(+self._present)) - {viewer})

@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -107,6 +108,11 @@ def wait_for(runs, run_id, is_so, viewer="test"):
 
 def wait_for_end(runs, run_id):
     return wait_for(runs, run_id, lambda manifest: manifest["status"] in FINISHED)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def write_video(path, num_frames=4, size_wh=(112, 84), rate=10, codec="libx264"):

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 from gradio_client import Client, handle_file
-from runs import write_video
+from runs import free_port, write_video
 
 from demo.engine import Engine
 from demo.handlers import open_runs
@@ -19,7 +19,7 @@ def page(tmp_path_factory):
         engine = Engine()
         runs = open_runs(engine)
         demo = build_demo(runs, engine)
-        _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(runs))
+        _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_port=free_port(), **launch_options(runs))
         yield url.rstrip("/"), runs
         demo.close()
         runs.close()

@@ -245,6 +245,16 @@ def test_a_new_start_leaves_the_former_run_to_others_who_watch_it(runs, work):
     assert runs._runs[former].ending is None
 
 
+def test_a_second_window_of_the_same_browser_counts_as_another_watcher(runs):
+    former = start(runs)
+    watchers = runs._runs[former].watchers
+    with watchers.watching("me"), watchers.watching("me"):
+        start(runs, former=former, viewer="me")
+    assert runs._runs[former].ending is None
+    start(runs, former=former, viewer="me")
+    assert "Stopped" in runs._runs[former].ending
+
+
 def test_an_unknown_former_run_does_no_harm(runs):
     assert start(runs, former="../../etc/passwd", viewer="me")
 

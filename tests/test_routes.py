@@ -1,12 +1,13 @@
 """The HTTP side of runs, asked as a browser asks it, without a page."""
 
+import asyncio
 import io
 import json
 import threading
 
 import pytest
 from PIL import Image
-from runs import TINY, Still, Work, make_runs, wait_for, wait_for_end
+from runs import TINY, Still, Work, make_runs, run_async, wait_for, wait_for_end
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -68,6 +69,40 @@ def test_a_poll_without_news_ends_with_the_manifest_as_it_is(runs, web, monkeypa
     run_id = runs.start(Still(), TINY)
     version = wait_for(runs, run_id, lambda m: m["status"] == "running")["version"]
     assert web.get(f"/runs/{run_id}/manifest?version={version}").json()["version"] == version
+
+
+def test_who_goes_away_in_mid_poll_does_not_watch_any_more(runs):
+    run_id = runs.start(Still(), TINY)
+    version = wait_for(runs, run_id, lambda m: m["status"] == "running")["version"]
+    scope = {
+        "type": "http", "method": "GET", "path": f"/runs/{run_id}/manifest", "headers": [], "client": ("1.2.3.4", 5),
+        "query_string": f"version={version}".encode(),
+    }  # fmt: skip
+    sent = []
+
+    async def visit():
+        cut = asyncio.Event()
+        first = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive():
+            for message in first:
+                return message
+            await cut.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        visit = asyncio.ensure_future(Starlette(routes=run_routes(runs))(scope, receive, send))
+        while not runs._runs[run_id].watchers.others("somebody else", 0):
+            await asyncio.sleep(0)
+        cut.set()
+        await visit
+
+    run_async(visit())
+    assert sent[0]["status"] == 499
+    runs._clock.pass_s(1)
+    assert runs._runs[run_id].watchers.idle_s == 1
 
 
 def test_a_chunk_may_be_kept_for_ever(runs, work, web):

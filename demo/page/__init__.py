@@ -83,6 +83,12 @@ def page_theme() -> gr.themes.Base:
         font=[gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")],
         font_mono=[gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
         radius_size="md",
+    ).set(
+        # Deep enough for white letters on it.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
     )
 
 

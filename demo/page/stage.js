@@ -2,7 +2,6 @@
 const REMEMBERED = "streamvggt-run";
 const root = (window.gradio_config?.root ?? "").replace(/\/$/, "");
 const place = element.querySelector(".stage");
-const viewerName = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
 let current = "";
 let viewer = null;
 
@@ -51,8 +50,8 @@ async function isKnown(run) {
 window.streamvggtPage = {
   root,
   open,
-  /** The run that is shown and the name by which the viewer polls. */
-  visitor: () => [current, viewerName],
+  /** The run that is shown, or "". */
+  current: () => current,
   viewer: () => viewer,
 };
 
@@ -63,7 +62,7 @@ watch("value", () => {
 async function mount() {
   try {
     await loadBundle();
-    viewer = StreamVGGT.mount(place, { root, viewer: viewerName });
+    viewer = StreamVGGT.mount(place, { root });
   } catch (error) {
     const message = document.createElement("p");
     message.setAttribute("role", "alert");
@@ -71,7 +70,8 @@ async function mount() {
     place.replaceChildren(message);
     return;
   }
-  const linked = new URLSearchParams(location.search).get("run");
+  const asked = new URLSearchParams(location.search).get("run");
+  const linked = asked && !/^[\w-]+$/.test(asked) ? "no-run" : asked;
   const left = remembered();
   if (current) viewer.open(current);
   else if (linked) open(linked);
