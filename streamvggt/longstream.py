@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .geometry import Similarity
+from .geometry import Similarity, invert_pose
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .posegraph import Edge, optimise_pose_graph, require_scipy, strain
 from .session import StreamSession
 from .submaps import Keyframe, SubMap, View, align_views, jpeg_of, seen_again
-from .types import Frame, FramePrediction
+from .types import FloatArray, Frame, FramePrediction, required
 
 _KEYFRAME_EVERY = 4
 _APART = 2  # sub-maps, at least, between two views of a loop
@@ -62,7 +62,8 @@ class LongSession:
         length: frames of a sub-map.
         overlap: frames that neighbouring sub-maps share, at least 1 and at most half of the length.
         loops: find and close them; needs SciPy.
-        options: as for :class:`StreamSession`; cameras and depth must be among its outputs.
+        options: as for :class:`StreamSession`, for each of the two sessions of an overlap; cameras and depth must be
+            among the outputs.
 
     Raises:
         ValueError: the overlap does not fit the length, or as for :class:`StreamSession`.
@@ -89,15 +90,16 @@ class LongSession:
         self.model, self.length, self.overlap = model, length, overlap
         self._policy, self._loops_wanted, self._options = policy, loops, options
         self._session, self._next = self._begin(), _Coming()
-        self._submaps = [SubMap(0, Similarity.identity(), Similarity.identity())]
+        here = Similarity.identity()
+        self._submaps = [SubMap(0, here, here, here)]
         self._edges: list[Edge] = []
         self._loops: list[Loop] = []
-        self._num_frames = 0
+        self._cameras: list[FloatArray] = []  # as they were given out
 
     @property
     def num_frames(self) -> int:
         """Frames seen so far."""
-        return self._num_frames
+        return len(self._cameras)
 
     @property
     def held_frames(self) -> tuple[int, ...]:
@@ -109,6 +111,7 @@ class LongSession:
     def nbytes(self) -> int:
         """Bytes that the sessions hold (two of them in an overlap) and that is kept of all sub-maps."""
         kept = sum(keyframe.nbytes for submap in self._submaps for keyframe in submap.keyframes)
+        kept += sum(camera.nbytes for camera in self._cameras)
         return kept + self._session.nbytes + self._next.nbytes
 
     @property
@@ -124,15 +127,33 @@ class LongSession:
     def corrections(self) -> list[Similarity]:
         """Say for every frame so far where what was predicted belongs by now.
 
+        Between the middles of two sub-maps the transforms go over from one to the other, as seen from each camera, so
+        that there are no seams.
+
         Returns:
             One transform a frame, from the world in which its prediction came to the world as it is known now; that of
             the first frames is the identity. See :func:`move_prediction` and :meth:`streamvggt.Scene.correct`.
         """
+        if not self._loops:
+            return [Similarity.identity()] * self.num_frames
         # The first frames of a sub-map were given out by the one before.
-        starts = [0, *(submap.start + self.overlap for submap in self._submaps[1:])]
-        counts = np.diff([*starts, self._num_frames])
-        moves = [submap.placed.compose(submap.emitted.inverse()) for submap in self._submaps]
-        return [move for move, count in zip(moves, counts, strict=True) for _ in range(count)]
+        starts = np.array([0, *(submap.start + self.overlap for submap in self._submaps[1:])])
+        ends = np.append(starts[1:], self.num_frames)
+        place = np.interp(np.arange(self.num_frames), (starts + ends - 1) / 2, np.arange(len(starts)))
+        # Chained, sub-maps fit at their seams; given out, those that came after a loop was closed do not.
+        bends = [submap.placed.compose(submap.chained.inverse()) for submap in self._submaps]
+        unbend = [submap.chained.compose(submap.emitted.inverse()) for submap in self._submaps]
+        numbers = np.repeat(np.arange(len(starts)), ends - starts)
+        corrections = []
+        for number, x, camera in zip(numbers, place, self._cameras, strict=True):
+            before, share = int(x), float(x % 1)
+            after = min(before + 1, len(bends) - 1)
+            camera_to_world = invert_pose(np.asarray(camera, np.float64))
+            given = Similarity(1.0, camera_to_world[:, :3], camera_to_world[:, 3])
+            chained = unbend[number].compose(given)
+            placed = _between(bends[before].compose(chained), bends[after].compose(chained), share)
+            corrections.append(placed.compose(given.inverse()))
+        return corrections
 
     def step(self, frame: Frame | NDArray[np.uint8]) -> FramePrediction:
         """Take the next frame of the stream and say what it shows, in the world as it is known now.
@@ -144,18 +165,18 @@ class LongSession:
             ValueError: as there. The stream is as it was before the call.
         """
         if not isinstance(frame, Frame):
-            frame = Frame(frame, time_s=float(self._num_frames))
+            frame = Frame(frame, time_s=float(self.num_frames))
         submap = self._submaps[-1]
         said = self._session.step(frame)
-        self._keep(submap.keyframes, said, self._num_frames)
+        self._keep(submap.keyframes, said, self.num_frames)
         if said.index >= self.length - self.overlap:
             coming = self._next
             coming.session = coming.session or self._begin()
             again = coming.session.step(frame)
-            self._keep(coming.keyframes, again, self._num_frames)
+            self._keep(coming.keyframes, again, self.num_frames)
             coming.shared.append((View.of(again), View.of(said)))
-        prediction = replace(move_prediction(said, submap.emitted), index=self._num_frames)
-        self._num_frames += 1
+        prediction = replace(move_prediction(said, submap.emitted), index=self.num_frames)
+        self._cameras.append(required(prediction.extrinsics, "camera"))
         if said.index == self.length - 1:
             self._hand_over()
         return prediction
@@ -189,8 +210,8 @@ class LongSession:
         assert coming.session is not None
         between = align_views(*zip(*coming.shared, strict=True)).transform
         self.close_loops()
-        placed = self._submaps[last].placed.compose(between)
-        self._submaps.append(SubMap(self._num_frames - self.overlap, placed, placed, coming.keyframes))
+        chained, placed = (pose.compose(between) for pose in (self._submaps[last].chained, self._submaps[last].placed))
+        self._submaps.append(SubMap(self.num_frames - self.overlap, chained, placed, placed, coming.keyframes))
         self._edges.append(Edge(last, last + 1, between))
         self._session, self._next = coming.session, _Coming()
 
@@ -244,6 +265,18 @@ class LongSession:
             return None, overlap
         to_earlier, to_later = (alignment.transform for alignment in alignments)
         return to_earlier.compose(to_later.inverse()), overlap
+
+
+def _between(one: Similarity, other: Similarity, share: float) -> Similarity:
+    """Go over from one pose to another: place, direction and logarithm of the unit, each evenly."""
+    from scipy.spatial.transform import Rotation
+
+    turn = Rotation.from_matrix(one.rotation.T @ other.rotation).as_rotvec()
+    return Similarity(
+        float(one.scale ** (1 - share) * other.scale**share),
+        one.rotation @ Rotation.from_rotvec(share * turn).as_matrix(),
+        (1 - share) * one.translation + share * other.translation,
+    )
 
 
 @dataclass(eq=False)

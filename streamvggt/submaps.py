@@ -115,12 +115,14 @@ class SubMap:
 
     Attributes:
         start: number of its first frame in the stream.
-        emitted: from its world to that of the stream, as its predictions were given out.
+        chained: from its world to that of the stream, by the overlaps alone.
+        emitted: the same, as its predictions were given out.
         placed: the same, by all that is known now.
         keyframes: by which it is found again.
     """
 
     start: int
+    chained: Similarity
     emitted: Similarity
     placed: Similarity
     keyframes: list[Keyframe] = field(default_factory=list)

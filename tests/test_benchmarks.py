@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reference import golden_model, relative_error
@@ -93,3 +94,17 @@ def test_the_benchmark_stops_when_the_schemes_do_not_agree(monkeypatch):
     monkeypatch.setattr(released_scheme, "rotate", lambda x, _table: x)
     with pytest.raises(SystemExit, match="differ"):
         streaming.measure_times(streaming.Setup("tiny", (28, 42), "cpu", "fp32"), [1], 1)
+
+
+def test_a_walk_through_a_room_comes_back_to_where_it_began():
+    from long_loop import loop_gap, room_loop
+
+    images, poses = room_loop(2147500000, 6, 2, (14, 28))
+    assert images.shape == (12, 14, 28, 3)
+    centres = -(poses[:, :, :3].transpose(0, 2, 1) @ poses[:, :, 3:])[..., 0]
+    steps = np.linalg.norm(centres[1:] - centres[:-1], axis=1)
+    back = np.linalg.norm(centres[6:] - centres[:-6], axis=1)
+    assert back.max() < 0.25 < steps.min()  # metres; only the height of the second lap is another
+    np.testing.assert_allclose(poses[6:, :, :3], poses[:-6, :, :3], atol=1e-6)
+    assert loop_gap(poses, 6) == pytest.approx(100 * np.median(back) / steps[:6].sum())
+    assert len({image.tobytes() for image in images}) == 12
