@@ -1,14 +1,13 @@
 // The points of all frames on the graphics card. Chunks gather in pages, so that the number of draw calls follows the
 // number of points and not that of frames.
 
-import { BufferAttribute, BufferGeometry, DataTexture, DynamicDrawUsage, FloatType, GLSL3, Group, Points, RGBAFormat,
-  ShaderMaterial, Sphere, Vector2, Vector3 } from "three";
+import { BufferAttribute, BufferGeometry, DynamicDrawUsage, GLSL3, Group, Points, ShaderMaterial, Sphere, Vector2,
+  Vector3 } from "three";
 import { POINT_FRAGMENT_SHADER, POINT_VERTEX_SHADER } from "./shaders.js";
 
 const PAGE_POINTS = 65536;
 const MOST_POINTS = 4_000_000;
 const MOST_FRAMES = 65536;
-const TEXTURE_WIDTH = 256;
 
 /** All points of a scene, as one object for three.js: `group`. */
 export class PointCloud {
@@ -22,8 +21,8 @@ export class PointCloud {
       lastFrame: { value: 1 },
       pointScale: { value: 0.01 },
       pixelsPerUnit: { value: 500 },
-      pixelRatio: { value: 1 },
-      depthRows: { value: null },
+      leastPixels: { value: 1 },
+      mostPixels: { value: 40 },
     };
     this.material = new ShaderMaterial({
       glslVersion: GLSL3,
@@ -42,21 +41,23 @@ export class PointCloud {
     this.pages = [];
     this.count = 0;
     this.keptShare = 1;
-    this.uniforms.depthRows.value?.dispose();
-    this.uniforms.depthRows.value = depthRowTexture(1);
     this.uniforms.frames.value.set(0, -1);
+  }
+
+  /** Draw round points, or square ones, which cost less. */
+  setRound(isRound) {
+    this.material.defines = isRound ? { ROUND: "" } : {};
+    this.material.needsUpdate = true;
   }
 
   /**
    * Add the points of a frame.
    * @param {number} frame at most 65535
-   * @param {?{count: number, positions: Float32Array, colors: Uint16Array, confidences: Float32Array}} points
-   * @param {number[]} cameraMatrix camera-to-world, 16 numbers column by column
+   * @param {{count: number, positions: Float32Array, colors: Uint16Array, confidences: Float32Array,
+   *   depths: Float32Array}} points colours sRGB, 0 to 65535; depths z in the frame's camera
    */
-  append(frame, points, cameraMatrix) {
+  append(frame, points) {
     if (frame >= MOST_FRAMES) return;
-    this.#setDepthRow(frame, cameraMatrix);
-    if (!points) return;
     // The order within a chunk is random: its beginning is an even subsample.
     const count = Math.max(1, Math.floor(points.count * this.keptShare));
     let page = this.pages.at(-1);
@@ -104,28 +105,6 @@ export class PointCloud {
       this.count += page.count;
     }
   }
-
-  #setDepthRow(frame, matrix) {
-    let texture = this.uniforms.depthRows.value;
-    if (frame >= texture.image.width * texture.image.height) {
-      const larger = depthRowTexture(2 * texture.image.height);
-      larger.image.data.set(texture.image.data);
-      texture.dispose();
-      texture = this.uniforms.depthRows.value = larger;
-    }
-    // A camera looks along its -z axis: depth is how far a point lies against the third column.
-    const [x, y, z] = matrix.slice(8, 11);
-    const offset = x * matrix[12] + y * matrix[13] + z * matrix[14];
-    texture.image.data.set([-x, -y, -z, offset], 4 * frame);
-    texture.needsUpdate = true;
-  }
-}
-
-function depthRowTexture(height) {
-  const data = new Float32Array(4 * TEXTURE_WIDTH * height);
-  const texture = new DataTexture(data, TEXTURE_WIDTH, height, RGBAFormat, FloatType);
-  texture.needsUpdate = true;
-  return texture;
 }
 
 /** Some tens of thousands of points of consecutive frames in one buffer. */
@@ -143,6 +122,7 @@ class Page {
     this.geometry.setAttribute("position", attribute(new Float32Array(3 * capacity), 3));
     this.geometry.setAttribute("color", attribute(new Uint16Array(4 * capacity), 4, true));
     this.geometry.setAttribute("confidence", attribute(new Float32Array(capacity), 1));
+    this.geometry.setAttribute("depth", attribute(new Float32Array(capacity), 1));
     this.geometry.boundingSphere = new Sphere();
     this.geometry.setDrawRange(0, 0);
     this.lowest = [Infinity, Infinity, Infinity];
@@ -151,13 +131,14 @@ class Page {
     this.object.matrixAutoUpdate = false;
   }
 
-  append(frame, { positions, colors, confidences }, count) {
-    const { position, color, confidence } = this.geometry.attributes;
+  append(frame, { positions, colors, confidences, depths }, count) {
+    const { position, color, confidence, depth } = this.geometry.attributes;
     position.array.set(positions.subarray(0, 3 * count), 3 * this.count);
     color.array.set(colors.subarray(0, 4 * count), 4 * this.count);
     confidence.array.set(confidences.subarray(0, count), this.count);
+    depth.array.set(depths.subarray(0, count), this.count);
     for (let i = 0; i < count; i++) color.array[4 * (this.count + i) + 3] = frame;
-    for (const attribute of [position, color, confidence]) {
+    for (const attribute of [position, color, confidence, depth]) {
       attribute.addUpdateRange(this.count * attribute.itemSize, count * attribute.itemSize);
       attribute.needsUpdate = true;
     }

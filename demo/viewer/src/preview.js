@@ -1,32 +1,45 @@
 // The pictures beside the scene: the frame in work and its depth map.
 
-/** Draws JPEG files into a canvas; when they come faster than they decode, only the newest counts. */
+/** Draws JPEG files into a canvas; when they come faster than they decode, those in between are left out. */
 export class Picture {
   constructor(canvas) {
     this.canvas = canvas;
-    this.wanted = 0;
+    // Small pictures that change often: drawn by the processor, they do not queue behind the scene.
+    this.context = canvas.getContext("2d", { willReadFrequently: true });
+    this.isDrawing = false;
   }
 
   /** Show a JPEG file, or nothing where `file` is null. */
   async show(file, label) {
-    const ticket = ++this.wanted;
     this.canvas.setAttribute("aria-label", label);
+    this.wanted = { file, label };
+    if (this.isDrawing) return;
+    this.isDrawing = true;
+    while (this.wanted) {
+      const { wanted } = this;
+      this.wanted = null;
+      await this.#draw(wanted);
+    }
+    this.isDrawing = false;
+  }
+
+  async #draw({ file, label }) {
+    const { canvas, context } = this;
     if (!file) {
-      this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
+      context.clearRect(0, 0, canvas.width, canvas.height);
       return;
     }
     try {
       const bitmap = await createImageBitmap(new Blob([file], { type: "image/jpeg" }));
-      if (ticket !== this.wanted) return;
-      if (this.canvas.width !== bitmap.width || this.canvas.height !== bitmap.height) {
-        this.canvas.width = bitmap.width;
-        this.canvas.height = bitmap.height;
-        this.canvas.style.aspectRatio = `${bitmap.width} / ${bitmap.height}`;
+      if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
+        canvas.width = bitmap.width;
+        canvas.height = bitmap.height;
+        canvas.style.aspectRatio = `${bitmap.width} / ${bitmap.height}`;
       }
-      this.canvas.getContext("2d").drawImage(bitmap, 0, 0);
+      context.drawImage(bitmap, 0, 0);
       bitmap.close();
     } catch {
-      if (ticket === this.wanted) this.canvas.setAttribute("aria-label", `${label}: the picture is broken`);
+      canvas.setAttribute("aria-label", `${label}: the picture is broken`);
     }
   }
 }

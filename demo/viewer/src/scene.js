@@ -42,8 +42,10 @@ export class GrowingScene {
     this.frames.push({ camera, timeS: chunk?.timeS ?? null, pictures: chunk?.pictures ?? {}, isMissing: !chunk });
     this.cameras.append(camera ?? { matrix: IDENTITY, fovY: 1e-3, aspect: 1 });
     if (!chunk) return;
-    this.cloud.append(frame, chunk.points, camera.matrix);
-    if (chunk.points) this.#learn(chunk.points, camera);
+    if (!chunk.points) return;
+    const points = { ...chunk.points, colors: toSrgb(chunk.points.colors), depths: depthsOf(chunk.points, camera) };
+    this.cloud.append(frame, points);
+    this.#learn(points, camera);
   }
 
   /** Show frame `position` and, unless only one is wanted, those before it. `expected` is how many there will be. */
@@ -82,13 +84,10 @@ export class GrowingScene {
     this.#refresh();
   }
 
-  #learn({ count, positions, confidences }, { matrix, fovY, aspect }) {
+  #learn({ count, positions, confidences, depths }, { matrix, fovY, aspect }) {
     this.points += count;
     this.confidences.add(count, (i) => confidences[i]);
-    const [x, y, z] = matrix.slice(8, 11);
-    const offset = x * matrix[12] + y * matrix[13] + z * matrix[14];
-    const depthOf = (i) => offset - x * positions[3 * i] - y * positions[3 * i + 1] - z * positions[3 * i + 2];
-    this.depths.add(count, depthOf);
+    this.depths.add(count, (i) => depths[i]);
     this.extent.push(...positions.subarray(0, 3 * Math.min(POINTS_FOR_EXTENT, count)), ...matrix.slice(12, 15));
     // How far apart the first frame's points are, at depth 1.
     this.spacing ??= 2 * Math.tan(fovY / 2) * Math.sqrt(aspect / count);
@@ -103,6 +102,28 @@ export class GrowingScene {
     setRange(uniforms.confidenceRange.value, this.confidences);
     setRange(uniforms.depthRange.value, this.depths, 1e-6);
   }
+}
+
+/** z of each point in a camera, which looks along its own -z axis. */
+function depthsOf({ count, positions }, { matrix }) {
+  const [x, y, z] = matrix.slice(8, 11);
+  const offset = x * matrix[12] + y * matrix[13] + z * matrix[14];
+  const depths = new Float32Array(count);
+  for (let i = 0; i < count; i++) {
+    depths[i] = offset - x * positions[3 * i] - y * positions[3 * i + 1] - z * positions[3 * i + 2];
+  }
+  return depths;
+}
+
+let srgbLevels = null;
+
+/** Linear colours as sRGB (IEC 61966-2-1), both 0 to 65535. */
+function toSrgb(colors) {
+  srgbLevels ??= Uint16Array.from({ length: 65536 }, (_, level) => {
+    const linear = level / 65535;
+    return Math.round(65535 * (linear <= 0.0031308 ? 12.92 * linear : 1.055 * linear ** (1 / 2.4) - 0.055));
+  });
+  return colors.map((level) => srgbLevels[level]);
 }
 
 const IDENTITY = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1];

@@ -48,22 +48,18 @@ const RAMPS = /* glsl */ `
   }
 `;
 
-// The frame's number travels in the fourth value of the colour. Row `frame` of `depthRows` turns a position into its
-// depth in that frame's camera.
+// Colours are sRGB; the frame's number travels in their fourth value. `depth` is z in the frame's own camera.
 export const POINT_VERTEX_SHADER = /* glsl */ `
   in vec4 color;
   in float confidence;
+  in float depth;
   uniform int mode;
   uniform vec2 frames;
-  uniform float confidenceThreshold, lastFrame, pointScale, pixelsPerUnit, pixelRatio;
+  uniform float confidenceThreshold, lastFrame, pointScale, pixelsPerUnit, leastPixels, mostPixels;
   uniform vec2 depthRange, confidenceRange;
-  uniform sampler2D depthRows;
   out vec3 pointColor;
   out float pointSize;
   ${RAMPS}
-  vec3 toSrgb(vec3 linear) {
-    return mix(12.92 * linear, 1.055 * pow(linear, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, linear));
-  }
   void main() {
     float frame = floor(color.w * 65535.0 + 0.5);
     if (frame < frames.x || frame > frames.y || confidence < confidenceThreshold) {
@@ -71,28 +67,28 @@ export const POINT_VERTEX_SHADER = /* glsl */ `
       gl_PointSize = 1.0;
       return;
     }
-    int texel = int(frame);
-    int width = textureSize(depthRows, 0).x;
-    float depth = dot(texelFetch(depthRows, ivec2(texel % width, texel / width), 0), vec4(position, 1.0));
     vec4 seen = modelViewMatrix * vec4(position, 1.0);
     gl_Position = projectionMatrix * seen;
     // A pixel far from its camera stands for a larger patch than a near one.
-    pointSize = clamp(pixelsPerUnit * pointScale * max(depth, 0.0) / max(-seen.z, 1e-6), pixelRatio, 40.0 * pixelRatio);
+    pointSize = clamp(pixelsPerUnit * pointScale * max(depth, 0.0) / max(-seen.z, 1e-6), leastPixels, mostPixels);
     gl_PointSize = pointSize;
-    if (mode == 0) pointColor = toSrgb(color.rgb);
+    if (mode == 0) pointColor = color.rgb;
     else if (mode == 1) pointColor = depthColor(log(max(depth, 1e-6) / depthRange.x) / log(depthRange.y / depthRange.x));
     else if (mode == 2) pointColor = valueColor((confidence - confidenceRange.x) / (confidenceRange.y - confidenceRange.x));
     else pointColor = timeColor(frame / lastFrame);
   }
 `;
 
+// Without ROUND the card can skip what is hidden before it runs this: in software that is worth the square corners.
 export const POINT_FRAGMENT_SHADER = /* glsl */ `
   in vec3 pointColor;
   in float pointSize;
   out vec4 fragment;
   void main() {
-    vec2 fromCentre = gl_PointCoord - 0.5;
-    if (pointSize > 3.0 && dot(fromCentre, fromCentre) > 0.25) discard;
+    #ifdef ROUND
+      vec2 fromCentre = gl_PointCoord - 0.5;
+      if (pointSize > 3.0 && dot(fromCentre, fromCentre) > 0.25) discard;
+    #endif
     fragment = vec4(pointColor, 1.0);
   }
 `;

@@ -111,6 +111,7 @@ export class Viewer {
       return;
     }
     this.hasWebgl = true;
+    this.scene.cloud.setRound(!this.stage.isSoftware);
     this.stage.scene.add(this.scene.cloud.group, this.scene.cameras.group);
     this.viewpoint = new Viewpoint(this.stage, () => this.controls.showView());
     this.stage.onResize = () => this.viewpoint.resized();
@@ -123,7 +124,8 @@ export class Viewer {
     const { renderer, camera } = this.stage;
     this.scene.refreshIfGrown();
     if (this.scene.sphere) this.viewpoint.grow(this.scene.sphere);
-    uniforms.pixelRatio.value = renderer.getPixelRatio();
+    uniforms.leastPixels.value = renderer.getPixelRatio();
+    uniforms.mostPixels.value = (this.stage.isSoftware ? 16 : 40) * renderer.getPixelRatio();
     uniforms.pixelsPerUnit.value = (renderer.domElement.height * camera.projectionMatrix.elements[5]) / 2;
   }
 
