@@ -487,6 +487,10 @@ def test_keys_work_inside_the_viewer_and_nowhere_else(browser, server, address):
         assert not np.allclose(away, turned, atol=0.01)
         page.keyboard.press("c")
         assert control(page, "Colour").input_value() == "depth"
+        page.keyboard.press("x")
+        page.wait_for_function("() => document.querySelector('#one').shadowRoot.querySelector('.viewer:fullscreen')")
+        page.keyboard.press("x")
+        page.wait_for_function("() => !document.fullscreenElement")
         page.keyboard.press("?")
         page.locator("#one").get_by_role("dialog").wait_for()
         page.keyboard.press("Escape")

@@ -209,9 +209,12 @@ export class Controls {
     if (key === this.shownDownloads) return;
     this.shownDownloads = key;
     const { follower, isOffline } = this.viewer;
-    const links = isOffline ? [] : downloads.map(({ format, name, label }) =>
-      element("a", { href: follower.address(`download/${encodeURIComponent(format)}`), download: name ?? "", title: name ?? "" },
-        icon("download"), label ?? format));
+    const links = isOffline ? [] : downloads.map(({ format, name = "", label = format }) => {
+      const href = follower.address(`download/${encodeURIComponent(format)}`);
+      // "GLB: points and cameras": the first word is enough to see, the rest is there to point at.
+      const [short] = label.split(": ");
+      return element("a", { href, download: name, title: label, ariaLabel: `Download ${label}` }, icon("download"), short);
+    });
     this.parts.downloads.replaceChildren(...links);
     this.parts.downloads.hidden = !links.length;
   }

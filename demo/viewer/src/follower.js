@@ -2,6 +2,8 @@
 
 const PARALLEL_FETCHES = 4;
 const CHUNK_TRIES = 6;
+// A server that answers a poll at once although nothing is new is not asked again at once.
+const SHORTEST_POLL_MS = 500;
 const FIRST_DELAY_MS = 300;
 const LONGEST_DELAY_MS = 8000;
 const FINISHED = new Set(["done", "stopped", "failed"]);
@@ -12,7 +14,18 @@ export const isFinished = (status) => FINISHED.has(status);
 /** How long to wait before try number `tries` (from 0), milliseconds. */
 export const backOff = (tries) => Math.min(FIRST_DELAY_MS * 2 ** tries, LONGEST_DELAY_MS);
 
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+/** Wait, but no longer than until the network is back. */
+function sleep(ms) {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      globalThis.removeEventListener?.("online", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    globalThis.addEventListener?.("online", done);
+  });
+}
 
 /**
  * Follow one run at a time. Opening another drops every late answer of the one before.
@@ -65,6 +78,7 @@ export class Follower {
     let version = 0;
     let failures = 0;
     while (generation === this.generation) {
+      const start = performance.now();
       try {
         const answer = await this.fetch(this.address(`manifest?version=${version}`), { signal, cache: "no-store" });
         const content = await answer.json().catch(() => null);
@@ -76,13 +90,15 @@ export class Follower {
         if (!answer.ok || content === null) throw new Error(`the server answered ${answer.status}`);
         if (failures) this.callbacks.onConnection(true);
         failures = 0;
-        if (content.version !== version) {
+        const isNews = content.version !== version;
+        if (isNews) {
           version = content.version;
           this.announced = Math.max(this.announced, Number(content.count) || 0);
           this.callbacks.onManifest(content);
           this.#fetchMore();
         }
         if (isFinished(content.status)) return;
+        if (!isNews && performance.now() - start < SHORTEST_POLL_MS) await this.sleep(SHORTEST_POLL_MS);
       } catch {
         if (generation !== this.generation) return;
         if (!failures) this.callbacks.onConnection(false);

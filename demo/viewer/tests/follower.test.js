@@ -83,6 +83,8 @@ test("each poll names the version it knows, and a finished run is not polled aga
   const polls = seen.log.filter((address) => address.includes("manifest")).map((address) => address.split("=")[1]);
   assert.deepEqual(polls, ["0", "1", "1"]);
   assert.deepEqual(seen.manifests.map((manifest) => manifest.version), [1, 5]);
+  // The second answer came at once and brought nothing.
+  assert.deepEqual(seen.waits, [500]);
 });
 
 test("a cut connection is told once, tried again with growing pauses, and told when it is back", async () => {
