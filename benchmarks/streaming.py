@@ -96,7 +96,7 @@ class Stream:
         """Do what the caches do when they are full: copy all they hold to buffers of twice the size."""
         doubled = []
         for cache in (*self.state._blocks, *(cache for row in self.state._camera for cache in row)):
-            for old in cache.store.buffers():
+            for old in cache.store.buffers.values():
                 new = old.new_empty(*old.shape[:2], 2 * old.shape[2], *old.shape[3:])
                 new[:, :, : old.shape[2]] = old
                 doubled.append(new)

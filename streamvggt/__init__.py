@@ -43,7 +43,8 @@ from .longstream import LongSession, Loop, move_prediction
 from .model import StreamVGGT
 from .notebook import SceneView, scene_html, show
 from .pictures import depth_picture, overview_camera, render_points
-from .policies import AnchorWindow, CachePolicy, KeepAll, Keyframes
+from .policies import AnchorWindow, CachePolicy, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget
+from .saving import SavedSessionError
 from .scene import PointFilter, Scene
 from .session import StreamSession
 from .state import StreamState
@@ -60,6 +61,7 @@ __all__ = [
     "Frame",
     "FramePrediction",
     "KeepAll",
+    "KeyDiversity",
     "Keyframes",
     "LongSession",
     "Loop",
@@ -67,6 +69,8 @@ __all__ = [
     "PointCloud",
     "PointFilter",
     "Predictions",
+    "QueryImportance",
+    "SavedSessionError",
     "Scene",
     "SceneView",
     "Similarity",
@@ -74,6 +78,7 @@ __all__ = [
     "StreamState",
     "StreamVGGT",
     "StreamVGGTConfig",
+    "TokenBudget",
     "TrackConfig",
     "VideoError",
     "VideoInfo",

@@ -9,7 +9,7 @@ concatenated, shifted or rotated again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,6 +97,14 @@ class Slots:
         self.frames, self.prototypes = self._planned, self._planned_prototypes
         self.plan, self._overwritten = [], set()
 
+    def check_settled(self) -> None:
+        """Raise ValueError after a call that failed when it had already overwritten held frames."""
+        if self._overwritten:
+            raise ValueError(
+                f"the last call failed after it overwrote {len(self._overwritten)} held frames; repeat it first, or "
+                "start another stream"
+            )
+
     def kept(self) -> list[int]:
         """Slots whose frames a policy with less room would keep, ascending."""
         if self.capacity is None or len(self.frames) <= self.capacity:
@@ -105,7 +113,7 @@ class Slots:
         kept = _kept(policy, sorted(self.frames), self.prototypes)
         return [slot for slot, frame in enumerate(self.frames) if frame in kept]
 
-    def select(self, slots: list[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         """Hold the frames of these slots alone; they move to the first ones in this order."""
         self.frames = [self.frames[slot] for slot in slots]
         self.prototypes = {frame: self.prototypes[frame] for frame in self.frames}
@@ -144,9 +152,9 @@ class KVCache:
     """Keys and values of the held frames in one attention layer, written in place."""
 
     def __init__(self, slots: Slots, store: Store | None = None) -> None:
-        self._slots = slots
+        self.slots = slots
         self.store = NativeStore() if store is None else store
-        self._tokens = 0  # P, of a frame
+        self.frame_tokens = 0  # P
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write each frame to its slot and attend from it over the held frames (an ``Attend``).
@@ -154,35 +162,55 @@ class KVCache:
         The S frames are taken one after the other, so a chunk gives what its frames would give one at a time.
         """
         frames = []
-        for s, step in enumerate(self._slots.plan):
+        for s, step in enumerate(self.slots.plan):
             self._reserve(step.used, k[:, :, s], v[:, :, s])
             self.store.write(step.slot, k[:, :, s], v[:, :, s])
-            frames.append(self.store.attend(q[:, :, s], step.used * self._tokens))
+            frames.append(self.store.attend(q[:, :, s], step.used * self.frame_tokens))
         return torch.stack(frames, dim=2)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the held frames' keys and values; buffers that double may have room for as many more."""
-        return self.store.held_bytes(len(self._slots.frames) * self._tokens)
+        return sum(part.nbytes for part in self.content().values())
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all buffers, filled or not."""
+        return sum(buffer.nbytes for buffer in self.store.buffers.values())
 
     @property
     def exceeds_capacity(self) -> bool:
         """Whether there is room for more than the policy holds."""
-        return self._slots.capacity is not None and self.store.tokens > self._slots.capacity * self._tokens
+        return self.slots.capacity is not None and self.store.tokens > self.slots.capacity * self.frame_tokens
 
-    def select(self, slots: list[int]) -> None:
+    def content(self) -> dict[str, Tensor]:
+        """What is held, by name; :meth:`load` takes it back."""
+        held = len(self.slots.frames)
+        tokens = held * self.frame_tokens
+        return {name: x[:, :, : held if name == "key_scales" else tokens] for name, x in self.store.buffers.items()}
+
+    def load(self, content: Mapping[str, Tensor]) -> None:
+        """Hold what :meth:`content` of a cache with the same slots gave."""
+        self.store.buffers.update(content)
+        self.frame_tokens = self.store.tokens // max(1, len(self.slots.frames))
+
+    def adopt(self, tokens: int) -> None:
+        """Take frames of ``tokens`` tokens that lie in the store for those of the slots."""
+        self.frame_tokens = tokens
+
+    def select(self, slots: Sequence[int]) -> None:
         """Keep these slots alone, see :meth:`Slots.select`."""
-        if self._tokens:
-            self.store.select(slots, self._tokens)
+        if self.store.tokens:
+            self.store.select(slots, self.frame_tokens)
 
     def _reserve(self, used: int, k: Tensor, v: Tensor) -> None:
         """Make room for at least ``used`` slots; buffers double when full, up to the policy's capacity."""
-        self._tokens = k.shape[2]
-        if self.store.tokens < used * self._tokens:
+        self.frame_tokens = k.shape[2]
+        if self.store.tokens < used * self.frame_tokens:
             size = 1 << (used - 1).bit_length()
-            if self._slots.capacity is not None:
-                size = min(size, self._slots.capacity)
-            self.store.resize(size * self._tokens, k, v)
+            if self.slots.capacity is not None:
+                size = min(size, self.slots.capacity)
+            self.store.resize(size * self.frame_tokens, size, k, v)
 
 
 class SharedRoundsCache(KVCache):
@@ -193,16 +221,15 @@ class SharedRoundsCache(KVCache):
     """
 
     def __init__(self, slots: Slots, num_rounds: int) -> None:
-        self._native = NativeStore()
-        super().__init__(slots, self._native)
+        super().__init__(slots)
         self._num_rounds = num_rounds
 
     def attend_in_round(self, q: Tensor, k: Tensor, v: Tensor, *, round_index: int) -> Tensor:
         """Write this round's entry of the one coming frame and attend over all entries made so far."""
-        [step] = self._slots.plan
+        [step] = self.slots.plan
         room = (-1, -1, self._num_rounds, -1)
         self._reserve(step.used, k[:, :, 0].expand(room), v[:, :, 0].expand(room))
-        keys, values = self._native.buffers()
+        keys, values = self.store.buffers["keys"], self.store.buffers["values"]
         # The rounds to come are masked, but must be finite all the same.
         place = slice(step.slot * self._num_rounds + round_index, (step.slot + 1) * self._num_rounds)
         keys[:, :, place] = k[:, :, 0]

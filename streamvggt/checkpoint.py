@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import re
-import secrets
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from .config import StreamVGGTConfig
 from .model import StreamVGGT
 from .official import from_official, to_official
+from .safefiles import write_tensors
 from .storage import pack_int8, unpack_int8
 
 __all__ = [
@@ -166,23 +164,10 @@ def save_model(model: StreamVGGT, path: str | Path, *, storage: Literal["native"
         raise ValueError(f"path must end in .safetensors or be a folder, got {path}")
     if storage not in ("native", "int8"):
         raise ValueError(f'storage must be "native" or "int8", got {storage!r}')
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if storage == "int8":
         tensors = pack_int8(tensors)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        save_file(tensors, temporary, {"format": "streamvggt", "config": model.config.to_json()})
-        temporary.chmod(mode)  # safetensors makes files private to the user
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path} ({error}); make room there or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors, {"format": "streamvggt", "config": model.config.to_json()})
 
 
 def save_pretrained(model: StreamVGGT, folder: str | Path) -> None:

@@ -25,8 +25,7 @@ from torch import Tensor
 from .export import write_atomically
 from .geometry import compose, invert_pose
 from .model import StreamVGGT
-from .policies import CachePolicy, KeepAll
-from .predict import Mode, Predictor, predict
+from .predict import Keeping, Mode, Predictor, predict
 from .protocols import CLIPS, SEQUENCE, Protocol
 from .report import depth_png, trajectory_png
 from .scoring import Answer, Scores, Truth, mean_scores, score, score_frames, trivial_answers
@@ -67,7 +66,7 @@ def evaluate_sequence(
     label: str = "model",
     width: int = 224,
     mode: Mode | None = None,
-    policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
+    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
     plots: Path | None = None,
 ) -> dict[str, Any]:
     """Run a model over one sequence and score it beside the trivial answers.
@@ -83,7 +82,7 @@ def evaluate_sequence(
         width: of the processed frames, pixels, for a network a multiple of its patch size; the height follows from the
             aspect ratio.
         mode: "stream" (frame by frame) or "batch" (all at once); None streams causal networks.
-        policy: which frames a stream keeps.
+        keeping: what a stream keeps.
         plots: folder for PNGs of trajectory and depth, or None.
 
     Returns:
@@ -102,7 +101,7 @@ def evaluate_sequence(
     images, truth, frames, num_skipped = _load(sequence, protocol, image_hw)
     answers: dict[str, Answer] = {}
     if model is not None:
-        answers = _answers(model, images, truth, protocol, label, mode, policy)
+        answers = _answers(model, images, truth, protocol, label, mode, keeping)
     rows, per_frame = _score(sequence.name, answers, truth, protocol)
     if plots is not None:
         shown = answers | trivial_answers(truth, protocol)
@@ -168,7 +167,7 @@ def evaluate_clips(
     *,
     label: str = "model",
     mode: Mode | None = "batch",
-    policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
+    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
     trivial: bool = True,
     num_tracks: int = 64,
 ) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def evaluate_clips(
         protocol: what is scored; of every clip all frames.
         label: name of the model's row.
         mode: "stream" or "batch"; None streams causal networks.
-        policy: which frames a stream keeps.
+        keeping: what a stream keeps.
         trivial: score the trivial answers too; they do not change while a model trains.
         num_tracks: points that are followed in each clip.
 
@@ -210,7 +209,7 @@ def evaluate_clips(
         )
         answers: dict[str, Answer] = {}
         if model is not None:
-            answers = _answers(model, clips.images[b], truth, protocol, label, mode, policy)
+            answers = _answers(model, clips.images[b], truth, protocol, label, mode, keeping)
         rows, curves = _score(f"clip {b}", answers, truth, protocol, trivial=trivial)
         all_rows.append(rows)
         all_curves.append(curves)
@@ -259,12 +258,12 @@ def _answers(
     protocol: Protocol,
     label: str,
     mode: Mode | None,
-    policy: CachePolicy,
+    keeping: Keeping,
 ) -> dict[str, Answer]:
     """Let a model answer; a second row judges its point maps where clouds are scored."""
     queries = None if truth.tracks is None else torch.from_numpy(truth.tracks[0])
     own, point_head = predict(
-        model, images, mode=mode, policy=policy, single_frames=protocol.single_frames, query_points=queries
+        model, images, mode=mode, keeping=keeping, single_frames=protocol.single_frames, query_points=queries
     )
     if "points" not in protocol.parts:
         return {label: replace(own, world_points=None)}

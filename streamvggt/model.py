@@ -23,7 +23,8 @@ from .matching import MatchMemory, SoftMatch
 from .official import from_official
 from .policies import CachePolicy, KeepAll
 from .state import StreamState, TrackQuery
-from .static import no_limit, require_compiler
+from .static import no_limit, require_compiler, require_whole_frames
+from .stores import STORAGES, Storage
 from .types import OUTPUTS, Predictions
 
 
@@ -63,7 +64,7 @@ class StreamVGGT(nn.Module):
         self,
         policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
         *,
-        storage: Literal["native"] = "native",
+        storage: Storage = "native",
         camera_cache: Literal["per_iteration", "shared"] = "per_iteration",
         memory: int | str | None = None,
         compile: bool = False,
@@ -72,7 +73,8 @@ class StreamVGGT(nn.Module):
 
         Args:
             policy: which frames are kept.
-            storage: how keys and values are stored: "native", as they are computed.
+            storage: how keys and values are stored: "native", as they are computed, or "int8", in half the bytes of
+                bfloat16.
             camera_cache: "per_iteration" for streams that equal a batch; "shared" reproduces the poses of the released
                 streaming code, for comparison with published tables.
             memory: what the streams may take together, in bytes or as text such as "2GB"; it is never passed, and
@@ -90,17 +92,19 @@ class StreamVGGT(nn.Module):
             )
         if not hasattr(policy, "keep") or isinstance(policy, type):
             raise ValueError(f"policy must be an instance such as KeepAll() or AnchorWindow(1, 15), got {policy!r}")
-        if storage != "native":
-            raise ValueError(f'storage must be "native", got {storage!r}')
+        if storage not in STORAGES:
+            raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}")
         if camera_cache not in ("per_iteration", "shared"):
             raise ValueError(f'camera_cache must be "per_iteration" or "shared", got {camera_cache!r}')
         if compile:
             require_compiler(self.aggregator.camera_token.device.type)
+            require_whole_frames(policy, storage)
             if policy.capacity is None and memory is None:
                 raise ValueError(no_limit(policy))
         return StreamState(
             self.config,
             policy,
+            storage=storage,
             camera_cache=camera_cache,
             memory=memory,
             head_bytes=self.camera_head.token_norm.weight.element_size(),

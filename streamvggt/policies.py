@@ -8,14 +8,17 @@ values are the business of :mod:`streamvggt.cache`; attention knows no rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 DEFAULT_FRAMES = 24  # held by rules that are given neither a count nor a memory
+_SPREAD = 4  # frames of which tokens are held, over those that would fit whole
+_POOL = 16  # patch queries that are averaged, as in XStreamVGGT
 
 
 class Costs(NamedTuple):
@@ -62,6 +65,10 @@ class CachePolicy(Protocol):
         if self.capacity is not None and most is not None and most < self.capacity:
             raise too_little_room(self, costs, self.capacity)
         return self
+
+    def holds_less(self, other: CachePolicy) -> bool:
+        """Whether this is a smaller version of ``other``, the same rule with other counts."""
+        return self.capacity is not None and (other.capacity is None or self.capacity < other.capacity)
 
 
 def too_little_room(policy: CachePolicy, costs: Costs, frames: int) -> ValueError:
@@ -174,6 +181,129 @@ class Keyframes(CachePolicy):
         recent = self.recent if most >= self.capacity else min(self.recent, (free + 2) // 3)
         room = free - recent
         return replace(self, recent=recent, bank=room if self.bank is None else min(self.bank, room))
+
+
+class LayerTokens(NamedTuple):
+    """What is known of the n tokens that a layer holds when some have to go; each head has tokens of its own."""
+
+    key_blocks: Callable[[], Iterator[Tensor]]  # their keys, some at a time, [B, heads, ..., D]
+    candidates: Tensor  # which of them may go, [B, heads, n]
+    queries: Tensor  # of the coming frame, [B, heads, P, D], special tokens first; P is 0 between frames
+    keys: Tensor  # likewise
+    special: int  # camera and register tokens of a frame
+
+
+class TokenScore(Protocol):
+    """Says how much each token of a layer is worth; those with the lowest score go. A frozen dataclass."""
+
+    def __call__(self, tokens: LayerTokens) -> Tensor:
+        """Score tokens, ``[B, heads, n]``."""
+
+
+@dataclass(frozen=True)
+class KeyDiversity:
+    """Keep tokens whose key points away from the mean direction of the keys that may go and of the coming patches.
+
+    As in InfiniteVGGT, for each layer and head; there, layers share one budget by how alike their keys are.
+    """
+
+    def __call__(self, tokens: LayerTokens) -> Tensor:
+        """Score tokens by the negative cosine to the mean direction."""
+        mean, start = normalize(tokens.keys[:, :, tokens.special :].float(), dim=-1).sum(2), 0
+        for keys in tokens.key_blocks():
+            weight = tokens.candidates[:, :, start : start + keys.shape[2]] / _lengths(keys)
+            mean = mean + (weight.to(keys.dtype)[:, :, None] @ keys)[:, :, 0].float()
+            start += keys.shape[2]
+        mean = normalize(mean, dim=-1)[..., None]
+        cosines = [(keys @ mean.to(keys.dtype))[..., 0].float() / _lengths(keys) for keys in tokens.key_blocks()]
+        return -torch.cat(cosines, dim=2)
+
+
+@dataclass(frozen=True)
+class QueryImportance:
+    """Keep tokens that the coming frame asks for: the mean product of their keys with its pooled queries.
+
+    As in XStreamVGGT: the queries of special tokens and the means of 16 patch queries each, against keys, both averaged
+    over heads, so that all heads keep the same tokens.
+    """
+
+    def __call__(self, tokens: LayerTokens) -> Tensor:
+        """Score tokens by the mean product with pooled queries."""
+        queries = tokens.queries.float().mean(1)
+        groups = queries[:, tokens.special :].split(_POOL, dim=1)
+        pooled = torch.cat([queries[:, : tokens.special], *(group.mean(1, keepdim=True) for group in groups)], dim=1)
+        mean = pooled.mean(1)[..., None]  # a mean of products is the product with the mean
+        products = [(keys.mean(1) @ mean.to(keys.dtype))[..., 0].float() for keys in tokens.key_blocks()]
+        return torch.cat(products, dim=1)[:, None].expand_as(tokens.candidates)
+
+
+@dataclass(frozen=True)
+class TokenBudget(CachePolicy):
+    """Keep single tokens, so many a layer: all of the first frame and the newest, and of others those that score best.
+
+    Camera and register tokens stay for as long as their frame is held. Where more frames have tokens left than may be
+    held, one goes as with :class:`Keyframes`, and all its tokens with it.
+
+    Attributes:
+        tokens: held in each layer, at least two whole frames; fewer where memory is short. None fills the memory of the
+            stream, or holds as many as 24 frames have where no limit was given.
+        score: says which tokens are worth most.
+        frames: of which tokens are held, at least 2; None for four times as many as would fit whole.
+    """
+
+    tokens: int | None = None
+    score: TokenScore = KeyDiversity()
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_counts(self, {"tokens": self.tokens or 1})
+        _check_counts(self, {"frames": 2 if self.frames is None else self.frames}, least=2)
+        if isinstance(self.score, type) or not callable(self.score):
+            raise ValueError(f"score must be an instance such as KeyDiversity(), got {self.score!r}")
+
+    @property
+    def capacity(self) -> int:
+        """The most frames of which tokens are held."""
+        return _SPREAD * DEFAULT_FRAMES if self.frames is None else self.frames
+
+    @property
+    def budget(self) -> int:
+        """Tokens held in each layer, once they are known."""
+        if self.tokens is None:
+            raise ValueError(f"{self} is filled in by the first frame of a stream")
+        return self.tokens
+
+    def keep(self, frames: Sequence[int], prototypes: Tensor) -> Sequence[int]:
+        """Drop the frame that is most like others."""
+        return Keyframes(1, self.capacity - 2, 1).keep(frames, prototypes)
+
+    def fit(self, costs: Costs) -> TokenBudget:
+        """Hold fewer tokens where memory is short; fill it where the number is open."""
+        whole, asked = costs.tokens, self.tokens
+        if costs.room is None:
+            tokens = DEFAULT_FRAMES * whole if asked is None else asked
+        else:
+            spread = _SPREAD if self.frames is None else 0
+            room = costs.room - (self.frames or 0) * costs.frame
+            most = whole * room // (whole * (costs.token + costs.label) + spread * costs.frame)
+            tokens = most if asked is None else min(asked, most)
+        frames = _SPREAD * tokens // whole if self.frames is None else self.frames
+        # The first and the newest frame stay whole, and of the others the special tokens.
+        frames = min(frames, 2 + (tokens - 2 * whole) // costs.special)
+        if frames < 2:
+            raise ValueError(
+                f"{self} needs at least the {2 * whole} tokens of two frames of this size in each layer, and has "
+                f"{max(0, tokens)}; give it more tokens or memory, or smaller frames"
+            )
+        return replace(self, tokens=min(tokens, frames * whole), frames=frames)
+
+    def holds_less(self, other: CachePolicy) -> bool:
+        """Whether this is a smaller version of ``other``."""
+        return isinstance(other, TokenBudget) and self.budget < other.budget
+
+
+def _lengths(keys: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32).clamp_min(1e-12)
 
 
 def _farthest_first(likeness: Tensor, chosen: Iterable[int], candidates: Iterable[int], count: int) -> list[int]:

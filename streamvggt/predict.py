@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,10 +15,20 @@ from .geometry import decode_pose, unproject
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .scoring import Answer
+from .stores import Storage
 from .types import Predictions, required
 
 Predictor = Callable[..., Predictions]
 Mode = Literal["stream", "batch"]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a stream keeps, see :meth:`streamvggt.StreamVGGT.new_state`."""
+
+    policy: CachePolicy = KeepAll()  # noqa: RUF009 (frozen)
+    storage: Storage = "native"
+    memory: int | None = None
 
 
 def predict(
@@ -25,7 +36,7 @@ def predict(
     images: Tensor,
     *,
     mode: Mode | None = None,
-    policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
+    keeping: Keeping = Keeping(),
     single_frames: bool = False,
     query_points: Tensor | None = None,
 ) -> tuple[Answer, Answer]:
@@ -36,7 +47,7 @@ def predict(
         images: ``[S, 3, H, W]`` in [0, 1].
         mode: "stream" (frame by frame) or "batch" (all at once); None streams causal networks. Functions that are no
             network get all frames at once.
-        policy: which frames a stream keeps; a network that runs on all frames at once keeps them all.
+        keeping: what a stream keeps; a network that runs on all frames at once keeps them all.
         single_frames: every frame is a stream of its own.
         query_points: ``[N, 2]``, xy in pixels of frame 0, for networks with a track head.
 
@@ -51,11 +62,11 @@ def predict(
         device = next(model.parameters()).device
     if isinstance(model, StreamVGGT):
         streams = (model.config.attention == "causal") if mode is None else mode == "stream"
-        if not (streams or single_frames or policy == KeepAll()):
-            raise ValueError(f"{policy} is for streams, and a batch sees all frames; take the mode stream")
+        if not (streams or single_frames or keeping == Keeping()):
+            raise ValueError(f"{keeping} is for streams, and a batch sees all frames; take the mode stream")
     kept: defaultdict[str, list[Tensor]] = defaultdict(list)
     with torch.no_grad(), _evaluating(model):
-        for said in _steps(model, images.to(device)[None], streams, policy, single_frames, query_points):
+        for said in _steps(model, images.to(device)[None], streams, keeping, single_frames, query_points):
             poses, depth = required(said.pose_enc, "camera")[0], required(said.depth, "depth")[0]
             extrinsics, intrinsics = decode_pose(poses.float(), (images.shape[-2], images.shape[-1]))
             parts = {
@@ -77,7 +88,7 @@ def _steps(
     model: Predictor,
     images: Tensor,
     streams: bool,
-    policy: CachePolicy,
+    keeping: Keeping,
     single_frames: bool,
     query_points: Tensor | None,
 ) -> Iterator[Predictions]:
@@ -86,7 +97,7 @@ def _steps(
     if single_frames:
         yield from (model(frame) for frame in images.split(1, dim=1))
     elif streams and isinstance(model, StreamVGGT):
-        state = model.new_state(policy)
+        state = model.new_state(keeping.policy, storage=keeping.storage, memory=keeping.memory)
         for i, frame in enumerate(images.split(1, dim=1)):
             yield model(frame, state=state, **(queries if i == 0 else {}))
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from .geometry import decode_pose
 from .images import preprocess
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
+from .saving import load_state, save_state
+from .stores import Storage
 from .types import FloatArray, Frame, FramePrediction, Placement
 
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
@@ -33,7 +36,8 @@ class StreamSession:
     Args:
         model: a causal network; the session runs where its weights are.
         policy: which frames are kept in memory.
-        storage: how keys and values are stored: "native", as they are computed.
+        storage: how keys and values are stored: "native", as they are computed, or "int8", in half the bytes of
+            bfloat16.
         memory: what the stream may remember, in bytes or as text such as "2GB" (of 1000) or "512MiB" (of 1024); it is
             never passed. Where the policy asks for more, fewer frames are held; :class:`KeepAll` goes on as
             :class:`Keyframes` when it is full, with one warning. None sets no limit.
@@ -56,7 +60,7 @@ class StreamSession:
         model: StreamVGGT,
         policy: CachePolicy = KeepAll(),  # noqa: B008 (frozen)
         *,
-        storage: Literal["native"] = "native",
+        storage: Storage = "native",
         memory: int | str | None = None,
         size: int | None = None,
         dtype: torch.dtype | None = None,
@@ -110,6 +114,46 @@ class StreamSession:
             ValueError: there is no room for the least that the policy needs. The stream is as it was before.
         """
         self._state.set_policy(policy, memory=memory)
+
+    def save(self, path: str | Path) -> None:
+        """Write all that the stream remembers to one file; :meth:`resume` goes on from it.
+
+        The file appears when it is complete; if anything fails, what was there before stays. What is held is copied
+        once in memory while it is written.
+
+        Args:
+            path: of a safetensors file; missing folders are made.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+            ValueError: the policy is none of this package's, or the last frame failed and has not been repeated.
+        """
+        settings = {
+            "size": self.size,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "outputs": sorted(self._outputs),
+        }
+        save_state(Path(path), self.model, self._state, settings)
+
+    @classmethod
+    def resume(cls, model: StreamVGGT, path: str | Path) -> StreamSession:
+        """Go on with a saved stream, in this process or another, where the weights of ``model`` are.
+
+        On the same kind of device the numbers that follow are those of a stream that was not stopped, bit for bit.
+
+        Args:
+            model: with the weights that the stream was saved with.
+            path: of the file.
+
+        Raises:
+            SavedSessionError: the file is no saved session, is damaged, or belongs to another model.
+            OSError: the file is not there or cannot be read.
+        """
+        state, settings = load_state(Path(path), model)
+        dtype = getattr(torch, settings["dtype"])
+        session = cls(model, size=settings["size"], dtype=dtype, outputs=settings["outputs"])
+        session._state = state
+        return session
 
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one."""

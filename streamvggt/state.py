@@ -16,8 +16,10 @@ from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
 from .config import StreamVGGTConfig
 from .layers import RunBlock, run_block
 from .matching import MatchMemory
-from .policies import CachePolicy, Costs, Keyframes
-from .static import StaticCache, StaticPlan, no_limit, run_compiled
+from .policies import CachePolicy, Costs, Keyframes, TokenBudget
+from .static import StaticCache, StaticPlan, no_limit, require_whole_frames, run_compiled
+from .stores import Storage, new_store
+from .tokens import LABEL_BYTES, TokenCache
 
 CameraCache = Literal["per_iteration", "shared"]
 
@@ -77,6 +79,8 @@ class StreamState:
     Args:
         config: sizes of the network.
         policy: which frames are kept.
+        storage: how the blocks' keys and values are kept, see :mod:`streamvggt.stores`; the camera head's, one token a
+            frame, are kept as they are.
         camera_cache: "per_iteration" gives each refinement round its own cache, so that a stream equals a batch;
             "shared" reproduces the poses of the released streaming code.
         memory: bytes that :attr:`allocated_bytes` never passes, see :func:`byte_count`; None for no limit.
@@ -89,12 +93,14 @@ class StreamState:
         config: StreamVGGTConfig,
         policy: CachePolicy,
         *,
+        storage: Storage = "native",
         camera_cache: CameraCache = "per_iteration",
         memory: int | str | None = None,
         head_bytes: int = 4,
         static: bool = False,
     ) -> None:
         self.config = config
+        self.storage = storage
         self.camera_cache = camera_cache
         self.run: RunBlock = run_compiled if static else run_block
         self._head_bytes = head_bytes
@@ -108,7 +114,7 @@ class StreamState:
         self.tracks = TrackMemory()
         self.matches = MatchMemory()
         self.input_shape: tuple[int, int, int] | None = None  # B, H, W of the first call
-        self._key_bytes: int | None = None  # of one number, once keys have been seen
+        self.key_bytes: int | None = None  # of one number, once keys have been seen
         self._queries = 0  # frames on which points were named, those of the coming call among them
         self._coming_shape = (0, 0, 0)
         self._make_caches()
@@ -117,17 +123,34 @@ class StreamState:
         rounds, depth = self.config.camera_iterations, self.config.camera_depth
         per_iteration = self.camera_cache == "per_iteration"
         # The first block chooses the slots, in Python, and keeps a cache that is written so.
-        self._blocks = [KVCache(self.slots), *(self._new_cache() for _ in range(self.config.depth - 1))]
-        self._camera = [[self._new_cache() for _ in range(depth)] for _ in range(rounds if per_iteration else 0)]
+        self._blocks = [self._block_cache(), *(self._block_cache(self._static) for _ in range(self.config.depth - 1))]
+        self._camera = [[self._camera_cache() for _ in range(depth)] for _ in range(rounds if per_iteration else 0)]
         self._shared_camera = [SharedRoundsCache(self.slots, rounds) for _ in range(0 if per_iteration else depth)]
 
-    def _new_cache(self) -> KVCache:
+    def _block_cache(self, plan: StaticPlan | None = None) -> KVCache:
+        if plan is not None:
+            return StaticCache(self.slots, plan)
+        if isinstance(self.slots.policy, TokenBudget):
+            return TokenCache(self.slots, new_store(self.storage), self.config.special_tokens)
+        return KVCache(self.slots, new_store(self.storage))
+
+    def _camera_cache(self) -> KVCache:
         return KVCache(self.slots) if self._static is None else StaticCache(self.slots, self._static)
 
     @property
     def policy(self) -> CachePolicy:
         """Which frames are kept: what was asked for, with counts that the memory has room for."""
         return self.slots.policy
+
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks run as compiled code."""
+        return self._static is not None
+
+    @property
+    def asked_policy(self) -> CachePolicy:
+        """Which frames were to be kept, whatever the memory has room for."""
+        return self._asked
 
     @property
     def memory(self) -> int | None:
@@ -152,7 +175,7 @@ class StreamState:
     @property
     def allocated_bytes(self) -> int:
         """Bytes held, and those of buffers that wait for frames to come; never more than :attr:`memory`."""
-        return sum(cache.store.nbytes for cache in self._caches) + self._other_bytes
+        return sum(cache.allocated_bytes for cache in self._caches) + self._other_bytes
 
     @property
     def holds_cameras(self) -> bool:
@@ -184,7 +207,8 @@ class StreamState:
         self._coming_shape = shape
         self._queries = len(self.tracks.queries) + queries
         if self.num_frames == 0:
-            self._make_caches()  # a call that failed may have left buffers of another size
+            self.slots = Slots(self._asked)  # a call that failed may have left buffers of another size
+            self._make_caches()
         elif queries and self._memory is not None:
             self._apply(self._asked)
         self.slots.begin(num_frames)
@@ -209,13 +233,18 @@ class StreamState:
         self._memory = None if memory is None else byte_count(memory)
         try:
             if self.num_frames:
+                self._queries = len(self.tracks.queries)
                 self._apply(policy)
-            else:
-                self.slots.policy = policy
         except ValueError:
             self._memory = before
             raise
         self._asked = policy
+
+    @property
+    def caches(self) -> dict[str, KVCache]:
+        """All caches, by a name that says whose they are."""
+        named = {f"block{i}": cache for i, cache in enumerate(self._blocks)}
+        return named | {f"camera{i}": cache for i, cache in enumerate(self._camera_caches)}
 
     @property
     def _caches(self) -> list[KVCache]:
@@ -233,7 +262,7 @@ class StreamState:
     def _attend_first(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Choose the frames to hold by the keys of the first block, for all caches, and attend in it."""
         if self.num_frames == 0:
-            self._key_bytes = k.element_size()
+            self.key_bytes = k.element_size()
             self.slots.policy, self.slots.fallback = self._fitted(self._asked)
         self.slots.choose(frame_prototypes(k, self.config.special_tokens))
         if self._static is not None:
@@ -247,12 +276,31 @@ class StreamState:
 
     def _apply(self, policy: CachePolicy) -> None:
         """Hold what ``policy`` holds within the memory."""
-        self.slots.policy, self.slots.fallback = self._fitted(policy)
-        kept = self.slots.kept()
+        self.slots.check_settled()
+        if self.compiled:
+            require_whole_frames(policy, self.storage)
+        fitted, fallback = self._fitted(policy)
+        by_tokens = isinstance(fitted, TokenBudget)
+        thinned = [cache for cache in self._blocks if isinstance(cache, TokenCache)]
+        if thinned and not by_tokens:
+            # Frames of which tokens have gone are of no use to a policy of whole frames.
+            self._hold(sorted(set.intersection(*(cache.whole() for cache in thinned))), always=True)
+            self._blocks = [cache.to_frames(self.slots) for cache in thinned]
+        self.slots.policy, self.slots.fallback = fitted, fallback
+        if by_tokens and not thinned:
+            self._hold(self.slots.kept())
+            for layer, cache in enumerate(self._blocks):
+                self._blocks[layer] = thin = TokenCache.of_frames(cache, self.config.special_tokens)
+                if thin.exceeds_capacity:
+                    thin.select(range(len(self.slots.frames)))
+        self._hold(self.slots.kept())
+
+    def _hold(self, slots: list[int], *, always: bool = False) -> None:
+        """Hold the frames of these slots alone, in buffers that are no larger than the policy allows."""
         for cache in self._caches:
-            if len(kept) < len(self.slots.frames) or cache.exceeds_capacity:
-                cache.select(kept)
-        self.slots.select(kept)
+            if always or len(slots) < len(self.slots.frames) or cache.exceeds_capacity:
+                cache.select(slots)
+        self.slots.select(slots)
         self.tracks.features = {i: levels for i, levels in self.tracks.features.items() if i in self.slots.frames}
 
     def _fitted(self, policy: CachePolicy) -> tuple[CachePolicy, CachePolicy | None]:
@@ -261,15 +309,17 @@ class StreamState:
         fitted, unlimited = policy.fit(costs), policy.fit(costs._replace(room=None))
         if fitted.capacity is None and self._memory is not None:
             return fitted, Keyframes().fit(costs)
-        if fitted.capacity != unlimited.capacity and (fitted.capacity or 0) < (unlimited.capacity or 0):
+        if fitted.holds_less(unlimited):
             logger.warning("a memory of %s bytes has room for %s, not for %s", f"{self._memory:,}", fitted, unlimited)
         return fitted, None
 
     def _costs(self) -> Costs:
         """What frames of the size of these streams cost."""
-        config, (b, height, width) = self.config, self._coming_shape
+        config, (b, height, width) = self.config, self.input_shape or self._coming_shape
         tokens = config.tokens_per_frame(height, width)
-        key = config.embed_dim * (self._key_bytes or 4)
+        key = config.embed_dim * (1 if self.storage == "int8" else self.key_bytes or 4)
+        # Scales in bfloat16: one for a value in each head, and one for each channel of a frame's keys.
+        value_scale, key_scales = (2 * config.num_heads, 2 * config.embed_dim) if self.storage == "int8" else (0, 0)
         camera_key = 2 * config.embed_dim * self._head_bytes * config.camera_iterations
         pyramid = self._pyramid_bytes(height, width) if self._queries else 0
         # Descriptors of the last call stay until the next one succeeds.
@@ -286,9 +336,10 @@ class StreamState:
         return Costs(
             tokens=tokens,
             special=config.special_tokens,
-            token=b * key * (2 * config.depth + 1),
-            label=0,
-            frame=b * (camera_key * (2 * config.camera_depth + 1) + 4 * config.embed_dim + pyramid),
+            token=b * (key * (2 * config.depth + 1) + value_scale * config.depth),
+            label=b * LABEL_BYTES * config.num_heads * config.depth,
+            frame=b
+            * (camera_key * (2 * config.camera_depth + 1) + key_scales * config.depth + 4 * config.embed_dim + pyramid),
             room=room,
         )
 

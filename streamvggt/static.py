@@ -21,8 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from .attention import Attend, full_attention
 from .cache import KVCache, Slots, Step
 from .layers import RunBlock, run_block
-from .policies import CachePolicy
-from .stores import NativeStore
+from .policies import CachePolicy, TokenBudget
+from .stores import Storage
 
 
 class StaticPlan:
@@ -54,20 +54,19 @@ class StaticCache(KVCache):
     """Keys and values of one layer in buffers of one size for the whole stream."""
 
     def __init__(self, slots: Slots, plan: StaticPlan) -> None:
-        self._native = NativeStore()
-        super().__init__(slots, self._native)
+        super().__init__(slots)
         self.plan = plan
 
     @property
     def ready(self) -> bool:
         """Whether the buffers have the size that the plan asks for; so they have after the first frame."""
-        return 0 < self.store.tokens == self.plan.bias.shape[1] * self._tokens
+        return 0 < self.store.tokens == self.plan.bias.shape[1] * self.frame_tokens
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write each frame to its slot and attend from it over the slots that it sees (an ``Attend``)."""
         if not self.ready:
             self._allocate(k[:, :, 0], v[:, :, 0])
-        keys, values = self._native.buffers()
+        keys, values = self.store.buffers["keys"], self.store.buffers["values"]
         slots = (self.plan.bias.shape[1], k.shape[3])
         frames = []
         for s in range(k.shape[2]):
@@ -79,10 +78,11 @@ class StaticCache(KVCache):
 
     def _allocate(self, k: Tensor, v: Tensor) -> None:
         """Make buffers for all slots; what no frame has written must be finite, though nobody sees it."""
-        self._tokens = k.shape[2]
-        filled = len(self._slots.frames) * self._tokens
-        self.store.resize(self.plan.bias.shape[1] * self._tokens, k, v)
-        for buffer in self._native.buffers():
+        self.frame_tokens = k.shape[2]
+        filled = len(self.slots.frames) * self.frame_tokens
+        slots = self.plan.bias.shape[1]
+        self.store.resize(slots * self.frame_tokens, slots, k, v)
+        for buffer in self.store.buffers.values():
             buffer[:, :, filled:] = 0
 
 
@@ -104,6 +104,15 @@ def no_limit(policy: CachePolicy) -> str:
         f"compile=True needs caches of a fixed size, and {policy} sets no limit; take another policy, such as "
         "AnchorWindow(1, 15), or give the stream a memory"
     )
+
+
+def require_whole_frames(policy: CachePolicy, storage: Storage) -> None:
+    """Raise ValueError for caches that compiled code cannot write to."""
+    if isinstance(policy, TokenBudget) or storage != "native":
+        raise ValueError(
+            f'compile=True needs a policy of whole frames and storage="native", got {policy} and {storage!r}; '
+            "leave compile out, or take a policy such as Keyframes()"
+        )
 
 
 def require_compiler(device_type: str) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+Storage = Literal["native", "int8"]
+STORAGES: tuple[Storage, ...] = ("native", "int8")
+
+_BLOCK = 1024  # tokens looked at together where a copy of them is made
+_LEAST_SCALE = 1e-12
+
 
 class Store(Protocol):
-    """Keys and values of one layer, ``[B, heads, T, D]``; token t belongs to the slot ``t // P`` unless told otherwise.
+    """Keys and values of one layer, ``[B, heads, T, D]``.
 
-    Buffers are made one after the other, so that never more than one of them is there twice.
+    Frames have slots. Token t belongs to the slot ``t // P``, or where frames are not whole to the one that ``owners``
+    ``[B, heads, T]`` names. Buffers are made one after the other, so that never more than one of them is there twice.
     """
 
     @property
@@ -20,74 +29,196 @@ class Store(Protocol):
         """T, the tokens that there is room for."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers, filled or not."""
+    def slots(self) -> int:
+        """Frames that there is room for, however few tokens of them are left."""
 
-    def resize(self, tokens: int, k: Tensor, v: Tensor) -> None:
-        """Make room for ``tokens`` tokens like those of a frame ``k``, ``v`` ``[B, heads, P, D]``; content stays."""
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """All buffers by name; none before the first frame."""
+
+    def resize(self, tokens: int, slots: int, k: Tensor, v: Tensor) -> None:
+        """Make room for ``tokens`` tokens of ``slots`` frames like ``k``, ``v`` ``[B, heads, P, D]``; content stays."""
 
     def write(self, slot: int, k: Tensor, v: Tensor) -> None:
         """Write a frame's keys and values ``[B, heads, P, D]`` to the tokens of its slot."""
 
-    def attend(self, q: Tensor, used: int) -> Tensor:
+    def write_tokens(self, at: Tensor, slot: int, k: Tensor, v: Tensor) -> None:
+        """Write a frame's keys and values to the tokens ``at`` ``[B, heads, P]``."""
+
+    def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
         """Attend from queries ``[B, heads, P, D]`` over the first ``used`` tokens."""
 
-    def select(self, slots: list[int], tokens_per_slot: int) -> None:
-        """Keep the content of these slots alone, in this order, in buffers that hold no more."""
+    def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
+        """Keys of the first ``used`` tokens as numbers, some at a time."""
 
-    def held_bytes(self, used: int) -> int:
-        """Bytes of the first ``used`` tokens."""
+    def select(self, slots: Sequence[int], tokens_per_slot: int) -> None:
+        """Keep the tokens of these slots alone, in this order, in buffers that hold no more."""
+
+    def gather(self, at: Tensor, slots: Sequence[int]) -> None:
+        """Keep the tokens ``at`` ``[B, heads, n]`` alone, all of these slots, in buffers that hold no more."""
 
 
-class NativeStore:
-    """Keys and values as they were computed."""
+def new_store(storage: Storage) -> Store:
+    """An empty store."""
+    return Int8Store() if storage == "int8" else NativeStore()
+
+
+class _Buffers:
+    """Named buffers ``[B, heads, T or slots, ...]``; those named ``key_scales`` have a row a slot, others a token."""
 
     def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.buffers: dict[str, Tensor] = {}
 
     @property
     def tokens(self) -> int:
         """T, the tokens that there is room for."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.buffers["keys"].shape[2] if self.buffers else 0
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers, filled or not."""
-        return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
+    def slots(self) -> int:
+        """Frames that there is room for; as many as tokens where nothing is kept for a frame as such."""
+        return self.buffers["key_scales"].shape[2] if "key_scales" in self.buffers else self.tokens
 
-    def resize(self, tokens: int, k: Tensor, v: Tensor) -> None:
-        """Make room for ``tokens`` tokens like those of ``k`` and ``v``; content stays."""
-        self.keys = _resized(self.keys, k, tokens)
-        self.values = _resized(self.values, v, tokens)
+    def select(self, slots: Sequence[int], tokens_per_slot: int) -> None:
+        """Keep the tokens of these slots alone."""
+        for name, buffer in self.buffers.items():
+            rows = 1 if name == "key_scales" else tokens_per_slot
+            new = new_buffer((*buffer.shape[:2], len(slots) * rows, *buffer.shape[3:]), buffer)
+            for place, slot in enumerate(slots):
+                new[:, :, place * rows : (place + 1) * rows] = buffer[:, :, slot * rows : (slot + 1) * rows]
+            self.buffers[name] = new
+
+    def gather(self, at: Tensor, slots: Sequence[int]) -> None:
+        """Keep the tokens ``at`` alone."""
+        for name, buffer in self.buffers.items():
+            if name == "key_scales":
+                new = new_buffer((*buffer.shape[:2], len(slots), *buffer.shape[3:]), buffer)
+                for place, slot in enumerate(slots):
+                    new[:, :, place] = buffer[:, :, slot]
+            else:
+                new = new_buffer((*at.shape, *buffer.shape[3:]), buffer)
+                torch.gather(buffer, 2, _index(at, buffer), out=new)
+            self.buffers[name] = new
+
+    def _resize(self, name: str, rows: int, like: Tensor, dtype: torch.dtype, width: int) -> None:
+        """Make a buffer of ``rows`` rows with what the old one of that name holds."""
+        old = self.buffers.get(name)
+        if old is not None and old.shape[2] == rows:
+            return
+        new = new_buffer((*like.shape[:2], rows, width), like, dtype)
+        if old is not None:
+            new[:, :, : old.shape[2]] = old
+        self.buffers[name] = new
+
+
+class NativeStore(_Buffers):
+    """Keys and values as they were computed."""
+
+    def resize(self, tokens: int, slots: int, k: Tensor, v: Tensor) -> None:
+        """Make room for ``tokens`` tokens; content stays."""
+        self._resize("keys", tokens, k, k.dtype, k.shape[-1])
+        self._resize("values", tokens, v, v.dtype, v.shape[-1])
 
     def write(self, slot: int, k: Tensor, v: Tensor) -> None:
         """Write a frame to the tokens of its slot."""
-        keys, values = self.buffers()
         place = slice(slot * k.shape[2], (slot + 1) * k.shape[2])
-        keys[:, :, place] = k
-        values[:, :, place] = v
+        self.buffers["keys"][:, :, place] = k
+        self.buffers["values"][:, :, place] = v
 
-    def attend(self, q: Tensor, used: int) -> Tensor:
+    def write_tokens(self, at: Tensor, slot: int, k: Tensor, v: Tensor) -> None:
+        """Write a frame to the tokens ``at``."""
+        self.buffers["keys"].scatter_(2, _index(at, k), k)
+        self.buffers["values"].scatter_(2, _index(at, v), v)
+
+    def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
         """Attend over the first ``used`` tokens."""
-        keys, values = self.buffers()
+        keys, values = self.buffers["keys"], self.buffers["values"]
         return scaled_dot_product_attention(q, keys[:, :, :used], values[:, :, :used])
 
-    def select(self, slots: list[int], tokens_per_slot: int) -> None:
-        """Keep the content of these slots alone."""
-        keys, values = self.buffers()
-        self.keys = keys = _selected(keys, slots, tokens_per_slot)
-        self.values = _selected(values, slots, tokens_per_slot)
+    def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
+        """Keys of the first ``used`` tokens, some at a time."""
+        yield from self.buffers["keys"][:, :, :used].split(_BLOCK, dim=2)
 
-    def held_bytes(self, used: int) -> int:
-        """Bytes of the first ``used`` tokens."""
-        return 0 if not self.tokens else self.nbytes // self.tokens * used
 
-    def buffers(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, once there are some."""
-        if self.keys is None or self.values is None:
-            raise RuntimeError("nothing has been stored yet")
-        return self.keys, self.values
+class Int8Store(_Buffers):
+    """Keys and values in a byte a number: keys with a scale for a channel of a frame, values with one for a token.
+
+    Channels of keys differ in size and tokens of values do (KIVI, Liu et al. 2024, section 3; XStreamVGGT). A number is
+    off by at most half a step, 1/254 of the largest one of its scale, and half as much again where bfloat16 rounded the
+    scale down. Attention takes some tokens at a time and keeps running sums (Dao et al. 2022, FlashAttention, section
+    3.1), so that no more than these are ever there as floating point numbers.
+    """
+
+    def resize(self, tokens: int, slots: int, k: Tensor, v: Tensor) -> None:
+        """Make room for ``tokens`` tokens of ``slots`` frames; content stays."""
+        self._resize("keys", tokens, k, torch.int8, k.shape[-1])
+        self._resize("key_scales", slots, k, torch.bfloat16, k.shape[-1])
+        self._resize("values", tokens, v, torch.int8, v.shape[-1])
+        self._resize("value_scales", tokens, v, torch.bfloat16, 1)
+
+    def write(self, slot: int, k: Tensor, v: Tensor) -> None:
+        """Write a frame to the tokens of its slot."""
+        tokens = k.shape[2]
+        place = slice(slot * tokens, (slot + 1) * tokens)
+        for name, part in self._packed(slot, k, v).items():
+            self.buffers[name][:, :, place] = part
+
+    def write_tokens(self, at: Tensor, slot: int, k: Tensor, v: Tensor) -> None:
+        """Write a frame to the tokens ``at``."""
+        for name, part in self._packed(slot, k, v).items():
+            self.buffers[name].scatter_(2, _index(at, part), part)
+
+    def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
+        """Attend over the first ``used`` tokens."""
+        q = q / math.sqrt(q.shape[-1])
+        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        weight = torch.zeros((*q.shape[:3], 1), dtype=torch.float32, device=q.device)
+        highest = torch.full_like(weight, -torch.inf)
+        for start, keys in self._blocks(used, owners, q.dtype):
+            place = slice(start, start + keys.shape[2])
+            scores = (q @ keys.transpose(-1, -2)).float()
+            higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
+            scores = scores.sub_(higher).exp_()
+            shrink = (highest - higher).exp_()
+            weight = weight.mul_(shrink).add_(scores.sum(-1, keepdim=True))
+            scores *= self.buffers["value_scales"][:, :, place].transpose(-1, -2)
+            values = self.buffers["values"][:, :, place].to(q.dtype)
+            total = total.mul_(shrink).add_(scores.to(q.dtype) @ values)
+            highest = higher
+        return (total / weight).to(q.dtype)
+
+    def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
+        """Keys of the first ``used`` tokens as numbers, some at a time."""
+        for _, keys in self._blocks(used, owners, torch.float32):
+            yield keys
+
+    def _blocks(self, used: int, owners: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Number of the first token of a block, and the block's keys."""
+        keys, scales = self.buffers["keys"], self.buffers["key_scales"].to(dtype)
+        per_slot = keys.shape[2] // scales.shape[2]
+        size = _BLOCK if owners is not None else max(1, _BLOCK // per_slot) * per_slot
+        for start in range(0, used, size):
+            block = keys[:, :, start : min(used, start + size)].to(dtype)
+            if owners is not None:
+                own = owners[:, :, start : start + block.shape[2]].long()
+                yield start, block.mul_(scales.gather(2, _index(own, block)))
+            else:
+                slots = slice(start // per_slot, (start + block.shape[2]) // per_slot)
+                block.unflatten(2, (-1, per_slot)).mul_(scales[:, :, slots, None])
+                yield start, block
+
+    def _packed(self, slot: int, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """Write the scales of a frame's keys to its slot; its tokens as they are stored, by name of the buffer."""
+        keys, key_scales = _quantise(k, 2)
+        values, value_scales = _quantise(v, 3)
+        self.buffers["key_scales"][:, :, slot] = key_scales[:, :, 0]
+        return {"keys": keys, "values": values, "value_scales": value_scales}
+
+
+def _quantise(numbers: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Divide by a scale for all along ``dim`` and round to int8; the integers and the scales, as they are stored."""
+    scale = (numbers.float().abs().amax(dim, keepdim=True) / 127).clamp_min_(_LEAST_SCALE).bfloat16()
+    return (numbers.float() / scale).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def new_buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -96,19 +227,6 @@ def new_buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None =
         return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
-def _resized(buffer: Tensor | None, like: Tensor, tokens: int) -> Tensor:
-    """Return a buffer ``[B, heads, tokens, ...]`` for frames like ``like``, with the content of the old one."""
-    new = new_buffer((*like.shape[:2], tokens, *like.shape[3:]), like)
-    if buffer is not None:
-        both = min(tokens, buffer.shape[2])
-        new[:, :, :both] = buffer[:, :, :both]
-    return new
-
-
-def _selected(buffer: Tensor, slots: list[int], tokens_per_slot: int) -> Tensor:
-    """Return a buffer with these slots of the old one, in this order."""
-    new = new_buffer((*buffer.shape[:2], len(slots) * tokens_per_slot, *buffer.shape[3:]), buffer)
-    old_frames, new_frames = (x.unflatten(2, (-1, tokens_per_slot)) for x in (buffer, new))
-    for place, slot in enumerate(slots):
-        new_frames[:, :, place] = old_frames[:, :, slot]
-    return new
+def _index(at: Tensor, tokens: Tensor) -> Tensor:
+    """Numbers of tokens ``[B, heads, n]`` as gather and scatter take them for ``[B, heads, n, width]``."""
+    return at[..., None].expand(*at.shape, tokens.shape[-1])

@@ -15,6 +15,7 @@ from streamvggt import Predictions, StreamVGGT, StreamVGGTConfig, encode_pose, u
 from streamvggt.__main__ import main
 from streamvggt.evaluate import EvaluationError, evaluate_clips, evaluate_sequence, evaluate_sequences
 from streamvggt.policies import AnchorWindow, KeepAll
+from streamvggt.predict import Keeping
 from streamvggt.protocols import CLIPS, PROTOCOLS, SEQUENCE
 from streamvggt.report import markdown
 from streamvggt.scoring import Answer, Truth, iterate_closest_points, mean_scores, score, template_depth
@@ -345,10 +346,12 @@ def test_a_stream_and_a_batch_score_the_same(sequence, tiny):
 
 def test_what_a_stream_forgets_shows_and_a_batch_cannot_forget(sequence, tiny):
     forgetful = AnchorWindow(1, 1)
-    whole, short = (evaluate_sequence(tiny, sequence, width=W, policy=p)["rows"] for p in (KeepAll(), forgetful))
+    whole, short = (
+        evaluate_sequence(tiny, sequence, width=W, keeping=Keeping(p))["rows"] for p in (KeepAll(), forgetful)
+    )
     assert abs(whole["model"]["ate_rmse"] - short["model"]["ate_rmse"]) > 1e-4
     with pytest.raises(ValueError, match="for streams, and a batch sees all frames"):
-        evaluate_sequence(tiny, sequence, width=W, mode="batch", policy=forgetful)
+        evaluate_sequence(tiny, sequence, width=W, mode="batch", keeping=Keeping(forgetful))
 
 
 def test_single_frames_do_not_see_each_other(sequence, tiny):

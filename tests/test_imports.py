@@ -14,11 +14,11 @@ PACKAGE = ROOT / "streamvggt"
 # Each row may import the rows above it and its own modules marked so. A package named whole is one module.
 LAYERS = [
     {"types", "config"},
-    {"geometry", "rope", "attention", "layers", "matching", "official", "gltf", "storage"},
-    {"policies", "stores", "cache", "static", "state", "encoder", "heads.camera", "heads.dense", "heads.track"},
+    {"geometry", "rope", "attention", "layers", "matching", "official", "gltf", "storage", "safefiles"},
+    {"policies", "stores", "cache", "tokens", "static", "state", "encoder", "heads.camera", "heads.dense", "heads.track"},
     {"aggregator", "model"},
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "posegraph", "submaps", "synthetic"},
-    {"checkpoint", "session", "scene", "export", "glb", "thinning", "turntable"},
+    {"checkpoint", "saving", "session", "scene", "export", "glb", "thinning", "turntable"},
     {"colmap", "data", "layouts", "listings", "longstream", "notebook", "sequences", "sources"},
     {"batch", "distill", "evaluate", "predict", "protocols", "recipes", "reconstruct", "report", "scoring"},
     {"journal", "learner", "validation"},
@@ -34,13 +34,19 @@ PEERS = {
     ("heads.track", "heads.dense"),
     ("cache", "policies"),
     ("cache", "stores"),
+    ("tokens", "cache"),
+    ("tokens", "policies"),
+    ("tokens", "stores"),
     ("state", "cache"),
     ("state", "static"),
     ("static", "cache"),
     ("static", "policies"),
     ("static", "stores"),
     ("state", "policies"),
+    ("state", "stores"),
+    ("state", "tokens"),
     ("model", "aggregator"),
+    ("session", "saving"),
     ("video", "images"),
     ("glb", "export"),
     ("colmap", "listings"),
@@ -60,7 +66,7 @@ PEERS = {
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
-NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "static", "state", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
+NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "tokens", "static", "state", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
 HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy", "PIL", "tqdm"}
 
 

@@ -1,16 +1,36 @@
 """What streams keep: every policy within its memory, and what it chooses against the rule written down naively."""
 
 import logging
+import signal
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from reference import lively, relative_error
 
-from streamvggt import AnchorWindow, KeepAll, Keyframes, StreamVGGTConfig
+from streamvggt import (
+    AnchorWindow,
+    KeepAll,
+    KeyDiversity,
+    Keyframes,
+    QueryImportance,
+    SavedSessionError,
+    StreamSession,
+    StreamVGGTConfig,
+    TokenBudget,
+    load_model,
+    save_model,
+    stores,
+    tokens,
+)
 from streamvggt.cache import frame_prototypes
+from streamvggt.policies import LayerTokens
 from streamvggt.state import byte_count
+from streamvggt.stores import Int8Store
 
 DENSE = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
 HW = (56, 70)  # 5 special tokens and 20 patches
@@ -19,8 +39,11 @@ POLICIES = {
     "all": KeepAll(),
     "window": AnchorWindow(1, 4),
     "keyframes": Keyframes(1, 2, 2),
+    "diversity": TokenBudget(5 * 25 + 3, KeyDiversity()),
+    "importance": TokenBudget(5 * 25 + 3, QueryImportance(), frames=7),
 }
 policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+storages = pytest.mark.parametrize("storage", ["native", "int8"])
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +106,8 @@ class Ledger:
     """Counts the bytes of buffers that caches make and let go, at their worst moment."""
 
     def __init__(self, monkeypatch):
-        import streamvggt.stores
-
         self.now, self.most = 0, 0
-        make = streamvggt.stores.new_buffer
+        make = stores.new_buffer
 
         def counted(*args, **kwargs):
             buffer = make(*args, **kwargs)
@@ -96,69 +117,76 @@ class Ledger:
             weakref.finalize(buffer, self.gone, size)
             return buffer
 
-        monkeypatch.setattr(streamvggt.stores, "new_buffer", counted)
+        for module in (stores, tokens):
+            monkeypatch.setattr(module, "new_buffer", counted)
 
     def gone(self, size):
         self.now -= size
 
 
-@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("frames", [5, 9])
+@storages
 @policies
-def test_the_memory_is_never_passed_not_even_while_buffers_grow(tiny, policy, frames, streams, monkeypatch):
-    whole = tiny.config.cached_frame_bytes(*HW) * streams
-    memory = frames * whole
+def test_the_memory_is_never_passed_not_even_while_buffers_grow(tiny, policy, storage, frames, monkeypatch):
+    memory = frames * tiny.config.cached_frame_bytes(*HW) * 2
     ledger = Ledger(monkeypatch)
-    state = tiny.new_state(policy, memory=memory)
+    state = tiny.new_state(policy, storage=storage, memory=memory)
     for t in range(0, FRAMES, 3):
-        stream(tiny, images(streams, 3, seed=t), state, chunks=[1, 2])
-        assert state.allocated_bytes <= memory
-        assert state.nbytes <= state.allocated_bytes
-        assert 0 in state.held_frames
-        assert t < FRAMES and t + 2 in state.held_frames
-    assert ledger.most <= memory
-    # Beside the frames there are descriptors, and room to make one of 10 buffers anew.
-    assert len(state.held_frames) == min(policy.capacity or FRAMES, {5: 3, 9: 7}[frames])
+        stream(tiny, images(2, 3, seed=t), state, chunks=[1, 2])
+        assert state.nbytes <= state.allocated_bytes <= memory
+        assert {0, t + 2} <= set(state.held_frames)
+    assert ledger.now == state.allocated_bytes - state._other_bytes
+    assert ledger.most + state._other_bytes <= memory
+    assert len(state.held_frames) == min(state.policy.capacity or FRAMES, FRAMES)
+    if storage == "native" and not isinstance(policy, TokenBudget):
+        # Beside the frames there are descriptors, and room to make one of 10 buffers anew.
+        assert len(state.held_frames) == min(policy.capacity or FRAMES, {5: 3, 9: 7}[frames])
 
 
+@storages
 @policies
-def test_a_memory_that_is_never_full_changes_no_bit(tiny, policy):
-    video = images(frames=5)
-    want, _ = stream(tiny, video, tiny.new_state())
+def test_a_memory_that_is_never_full_changes_no_bit(tiny, policy, storage):
+    video = images(2, 5)
+    want, _ = stream(tiny, video, tiny.new_state(storage=storage))
     for memory in (None, "1GB"):
-        got, held = stream(tiny, video, tiny.new_state(policy, memory=memory))
+        got, held = stream(tiny, video, tiny.new_state(policy, storage=storage, memory=memory))
         assert held[-1] == (0, 1, 2, 3, 4)
         for name in DENSE:
             assert torch.equal(got[name], want[name]), name
 
 
+@storages
 @policies
-def test_chunks_hold_and_say_what_single_frames_do(tiny, policy):
+def test_chunks_hold_and_say_what_single_frames_do(tiny, policy, storage):
     video = images(2)
-    memory = 8 * tiny.config.cached_frame_bytes(*HW) * 2
-    want, held = stream(tiny, video, tiny.new_state(policy, memory=memory))
+    how = {"storage": storage, "memory": 8 * tiny.config.cached_frame_bytes(*HW) * 2}
+    want, held = stream(tiny, video, tiny.new_state(policy, **how))
     for chunks in ([1, 7, 4], 12):
-        state = tiny.new_state(policy, memory=memory)
+        state = tiny.new_state(policy, **how)
         got, _ = stream(tiny, video, state, chunks)
         assert state.held_frames == held[-1]
         for name in DENSE:
-            assert relative_error(got[name], want[name]) < 1e-5, (chunks, name)
+            # Rounding to int8 makes steps of rounding errors.
+            assert relative_error(got[name], want[name]) < (1e-5 if storage == "native" else 1e-2), (chunks, name)
 
 
+@storages
 @policies
-def test_equal_streams_of_a_batch_are_each_the_stream_alone(tiny, policy):
+def test_equal_streams_of_a_batch_are_each_the_stream_alone(tiny, policy, storage):
     video = images()
-    want, held = stream(tiny, video, tiny.new_state(policy))
-    got, both_held = stream(tiny, video.expand(2, -1, -1, -1, -1), tiny.new_state(policy))
+    want, held = stream(tiny, video, tiny.new_state(policy, storage=storage))
+    got, both_held = stream(tiny, video.expand(2, -1, -1, -1, -1), tiny.new_state(policy, storage=storage))
     assert both_held == held
     for name in DENSE:
-        assert relative_error(got[name], torch.cat([want[name]] * 2)) < 1e-5, name
+        limit = 1e-5 if storage == "native" else 1e-2
+        assert relative_error(got[name], torch.cat([want[name]] * 2)) < limit, name
 
 
+@storages
 @policies
-def test_a_stream_that_was_reset_starts_anew(tiny, policy):
+def test_a_stream_that_was_reset_starts_anew(tiny, policy, storage):
     video = images()
-    state = tiny.new_state(policy)
+    state = tiny.new_state(policy, storage=storage)
     want, held = stream(tiny, video, state)
     tiny(images(frames=1, seed=3), state=state)
     state.reset()
@@ -167,6 +195,28 @@ def test_a_stream_that_was_reset_starts_anew(tiny, policy):
     assert again == held
     for name in DENSE:
         assert torch.equal(got[name], want[name]), name
+
+
+@storages
+@policies
+def test_a_failed_call_is_repeated_exactly(tiny, policy, storage, monkeypatch):
+    video = images(frames=9)
+    want, _ = stream(tiny, video, tiny.new_state(policy, storage=storage))
+    state = tiny.new_state(policy, storage=storage)
+    parts = []
+    for frame in video.split(1, dim=1):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+
+            def fail(*_args):
+                raise RuntimeError("out of memory")
+
+            patch.setattr(tiny.point_head, "forward", fail)
+            tiny(frame, state=state)
+        parts.append(tiny(frame, state=state).depth)
+    assert torch.equal(torch.cat(parts, 1), want["depth"])
+
+
+# --- what is kept
 
 
 @pytest.mark.parametrize("counts", [(1, 2, 2), (2, 3, 1), (1, 0, 3), (3, 1, 1)], ids=str)
@@ -193,6 +243,166 @@ def test_a_prototype_is_the_direction_of_the_mean_patch_key():
     k = k[0][None]  # 1 stream, 2 heads, 1 frame of 1 special token and 2 patches, 2 numbers
     mean = torch.tensor([1.5, 0.0, 0.0, 2.0])
     torch.testing.assert_close(frame_prototypes(k, 1), (mean / 2.5)[None, None])
+
+
+def naive_token_stream(model, video, budget, frames, score):
+    """Tokens held after each frame in each layer and head, from the definition, with lists; and the numbers said.
+
+    A token is known by its frame and its place in it; attention sees the held ones in the order of their keys.
+    """
+    special, depth = 5, model.config.depth
+    held_frames = naive_keyframes(first_keys(model, video), special, 1, frames - 2, 1)
+    kept = [[[] for _ in range(model.config.num_heads)] for _ in range(depth)]
+
+    def attend_in(layer):
+        def attend(q, k, v):
+            out = torch.empty_like(q)
+            for t in range(k.shape[2]):
+                for head in range(k.shape[1]):
+                    keys, values = k[0, head], v[0, head]
+                    tokens = [token for token in kept[layer][head] if token[0] in held_frames[t]]
+                    may_go = [token for token in tokens if token[0] > 0 and token[1] >= special]
+                    excess = len(tokens) + k.shape[3] - budget
+                    if excess > 0:
+                        worth = score(may_go, k[0], q[0, :, t], head, t)
+                        gone = sorted(may_go, key=lambda token: worth[token])[:excess]
+                        tokens = [token for token in tokens if token not in gone]
+                    tokens += [(t, place) for place in range(k.shape[3])]
+                    kept[layer][head] = tokens
+                    index = tuple(torch.tensor(tokens).T)
+                    weights = (q[0, head, t] @ keys[index].T / q.shape[-1] ** 0.5).softmax(-1)
+                    out[0, head, t] = weights @ values[index]
+            return out
+
+        return attend
+
+    with torch.no_grad():
+        tokens = model._tokens(video, [attend_in(layer) for layer in range(depth)])
+    return held_frames, kept, tokens
+
+
+def naive_diversity(may_go, k, q, head, t):
+    """Distance from the mean direction of what may go and the newest patches, with the longest way round."""
+    directions = {token: k[head][token] / k[head][token].norm() for token in may_go}
+    newest = [k[head, t, place] / k[head, t, place].norm() for place in range(5, k.shape[2])]
+    mean = sum([*directions.values(), *newest]) / (len(may_go) + len(newest))
+    return {token: 1 - float(direction @ mean / mean.norm()) for token, direction in directions.items()}
+
+
+def naive_importance(may_go, k, q, head, t):
+    """Mean over pooled queries of their products with the keys' mean over heads."""
+    heads = len(q)
+    mean_q = sum(q[h] for h in range(heads)) / heads
+    pooled = [mean_q[i] for i in range(5)]
+    pooled += [
+        mean_q[start : start + 16].sum(0) / len(mean_q[start : start + 16]) for start in range(5, len(mean_q), 16)
+    ]
+    worth = {}
+    for token in may_go:
+        key = sum(k[h][token] for h in range(heads)) / heads
+        worth[token] = sum(float(query @ key) for query in pooled) / len(pooled)
+    return worth
+
+
+@pytest.mark.parametrize(("budget", "frames"), [(103, 12), (103, 5), (75, 4), (160, 8)])
+@pytest.mark.parametrize(
+    ("score", "naive"), [(KeyDiversity(), naive_diversity), (QueryImportance(), naive_importance)], ids=["div", "imp"]
+)
+def test_a_token_budget_keeps_what_the_rule_says(tiny, score, naive, budget, frames):
+    video = images(frames=10)
+    held, kept, want = naive_token_stream(tiny, video, budget, frames, naive)
+    state = tiny.new_state(TokenBudget(budget, score, frames=frames))
+    got, frames_held = stream(tiny, video, state)
+    assert frames_held == held
+    for layer, cache in enumerate(state._blocks):
+        for head in range(tiny.config.num_heads):
+            frame_of = [state.slots.frames[slot] for slot in cache.owners[0, head, : cache._used].tolist()]
+            assert sorted(frame_of) == sorted(frame for frame, _ in kept[layer][head]), (layer, head)
+    with torch.no_grad():
+        depth = tiny._decode(want, HW, lambda _round, _block: lambda q, k, v: v, {"depth"}).depth
+    assert relative_error(got["depth"], depth) < 1e-5
+
+
+def test_key_diversity_by_hand():
+    """Three keys, to the right, up and down-right; with a coming patch to the right the mean points to the right."""
+    keys = torch.tensor([[[[2.0, 0.0], [0.0, 3.0], [1.0, -1.0]]]])
+    coming = torch.tensor([[[[0.0, 9.0], [5.0, 0.0]]]])  # a special token, which does not count, and a patch
+    may_go = torch.ones(1, 1, 3, dtype=torch.bool)
+    score = KeyDiversity()(LayerTokens(lambda: iter([keys[:, :, :2], keys[:, :, 2:]]), may_go, coming, coming, 1))
+    x, y = 2 + 0.5**0.5, 1 - 0.5**0.5  # the sum of the directions
+    length = (x * x + y * y) ** 0.5
+    expected = torch.tensor([-x, -y, -(x - y) * 0.5**0.5]) / length
+    torch.testing.assert_close(score[0, 0], expected)
+
+
+def test_query_importance_by_hand():
+    """Two heads; the special query counts as much as the mean of both patch queries."""
+    keys = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [0.0, 3.0]]]])  # means over heads: (2, 0), (0, 2)
+    special, patches = [0.0, 1.0], [[1.0, 0.0], [5.0, 0.0]]  # pooled: (0, 1), (3, 0); their mean: (1.5, 0.5)
+    queries = torch.tensor([[[special, *patches]] * 2])
+    may_go = torch.ones(1, 2, 2, dtype=torch.bool)
+    score = QueryImportance()(LayerTokens(lambda: iter([keys]), may_go, queries, keys, 1))
+    torch.testing.assert_close(score, torch.tensor([[[3.0, 1.0]] * 2]))
+
+
+# --- stored in 8 bits
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_attention_over_int8_is_attention_over_what_was_stored(owned):
+    """Scales by hand: keys for each channel of a frame, values for each token."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 4 * 700, 8, generator=generator)
+    store, owners = Int8Store(), None
+    store.resize(2800, 4, k[:, :, :700], v[:, :, :700])
+    for slot, (frame_k, frame_v) in enumerate(zip(k.split(700, 2), v.split(700, 2), strict=True)):
+        if owned:
+            at = torch.arange(slot * 700, slot * 700 + 700).expand(2, 3, -1)
+            store.write_tokens(at, slot, frame_k, frame_v)
+        else:
+            store.write(slot, frame_k, frame_v)
+    if owned:
+        owners = torch.arange(2800).div(700, rounding_mode="floor").expand(2, 3, -1)
+    step = k.unflatten(2, (4, 700)).abs().amax(3, keepdim=True).div(127).bfloat16().float()
+    keys = ((k.unflatten(2, (4, 700)) / step).round().clamp(-127, 127) * step).flatten(2, 3)
+    step = v.abs().amax(3, keepdim=True).div(127).bfloat16().float()
+    values = (v / step).round().clamp(-127, 127) * step
+    assert (keys - k).abs().max() < 0.75 * k.abs().max() / 127
+    for used in (700, 2800):
+        scores = q[:, :, :50] @ keys[:, :, :used].transpose(-1, -2) / 8**0.5
+        want = scores.softmax(-1) @ values[:, :, :used]
+        torch.testing.assert_close(store.attend(q[:, :, :50], used, owners), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.cat(list(store.key_blocks(used, owners)), 2), keys[:, :, :used])
+
+
+@policies
+def test_int8_says_nearly_the_same(tiny, policy):
+    video = images(frames=6)
+    want, held = stream(tiny, video, tiny.new_state(policy))
+    got, held_int8 = stream(tiny, video, tiny.new_state(policy, storage="int8"))
+    assert held_int8 == held
+    for name in DENSE:
+        error = (got[name] - want[name]).abs().mean() / want[name].abs().mean()
+        # Where one token takes the place of another, more than rounding differs.
+        assert 0 < error < 0.02, (name, error)
+
+
+def test_int8_halves_the_bytes_of_bfloat16():
+    """At the head width of the released network, with the scales counted."""
+    config = replace(StreamVGGTConfig.tiny(), embed_dim=128, num_heads=2, camera_num_heads=2, track=None)
+    model = lively(config).to(torch.bfloat16)
+    sizes = {}
+    for storage in ("native", "int8"):
+        state = model.new_state(storage=storage)
+        stream(model, images(frames=4, hw=(112, 112)), state)
+        sizes[storage] = sum(cache.nbytes for cache in state._blocks)
+    # 69 tokens; in bytes a token and head of 64: 256; 128, 2 for the value's scale and 128 / 69 for the keys'.
+    assert sizes["native"] == 4 * 4 * 69 * 2 * 256
+    assert sizes["int8"] == 4 * 4 * 2 * (69 * 130 + 128)
+    assert sizes["int8"] / sizes["native"] < 0.52
+
+
+# --- limits and changes
 
 
 def test_keep_all_goes_on_as_keyframes_when_its_memory_is_full_and_says_so_once(tiny, caplog):
@@ -249,6 +459,31 @@ def test_a_policy_can_be_changed_in_mid_stream(tiny):
     state.set_policy(KeepAll(), memory=20 * frame)
     _, held = stream(tiny, images(frames=3, seed=5), state)
     assert held[-1] == (0, 9, 10, 11, 12, 13, 14)
+
+
+CHANGES = [(AnchorWindow(1, 5), 6), (Keyframes(1, 3, 2), 6), (TokenBudget(103), None), (TokenBudget(60), None)]
+
+
+@storages
+@pytest.mark.parametrize(("after", "count"), CHANGES, ids=lambda x: str(x)[:15])
+@pytest.mark.parametrize("before", POLICIES.values(), ids=POLICIES)
+def test_every_policy_can_follow_every_other(tiny, before, after, count, storage, monkeypatch):
+    memory = 9 * tiny.config.cached_frame_bytes(*HW)
+    ledger = Ledger(monkeypatch)
+    state = tiny.new_state(before, storage=storage, memory=memory)
+    stream(tiny, images(frames=9), state)
+    held = set(state.held_frames)
+    state.set_policy(after, memory=memory)
+    assert {0, 8} <= set(state.held_frames) <= held
+    if isinstance(before, TokenBudget) and not isinstance(after, TokenBudget):
+        assert state.held_frames == (0, 8)  # the others are no longer whole
+    said, _ = stream(tiny, images(frames=9, seed=4), state)
+    assert said["depth"].isfinite().all()
+    assert len(state.held_frames) == (count or min(state.policy.frames, len(state.held_frames)))
+    assert ledger.now == state.allocated_bytes - state._other_bytes
+    assert ledger.most + state._other_bytes <= memory
+    if isinstance(after, TokenBudget):
+        assert all(cache._used == after.tokens for cache in state._blocks)
 
 
 def test_frames_that_a_change_of_policy_keeps_are_kept_bit_for_bit(tiny):
@@ -321,3 +556,130 @@ def test_a_policy_that_keeps_what_it_may_not_is_told(tiny):
     state = tiny.new_state(Oldest(1, 1))
     with pytest.raises(ValueError, match=r"must keep 2 of the frames \[0, 1, 2\], the last among them"):
         stream(tiny, images(), state)
+
+
+# --- saved and resumed
+
+
+def frames(count, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 56, 70, 3), dtype=np.uint8))
+
+
+def numbers(predictions):
+    return [np.concatenate([p.depth.ravel(), p.world_points.ravel(), p.extrinsics.ravel()]) for p in predictions]
+
+
+@storages
+@policies
+def test_a_resumed_stream_says_bit_for_bit_what_one_without_a_stop_says(tiny, policy, storage, tmp_path):
+    video = frames(12)
+    how = {"storage": storage, "size": 70, "memory": 10 * tiny.config.cached_frame_bytes(*HW)}
+    whole = StreamSession(tiny, policy, **how)
+    want = numbers(whole.run(video))
+    session = StreamSession(tiny, policy, **how)
+    got = numbers(session.run(video[:8]))
+    session.save(tmp_path / "stream.safetensors")
+    resumed = StreamSession.resume(tiny, tmp_path / "stream.safetensors")
+    assert (resumed.held_frames, resumed.nbytes) == (session.held_frames, session.nbytes)
+    got += numbers(resumed.run(video[8:]))
+    assert (resumed.held_frames, resumed.policy, resumed.num_frames) == (whole.held_frames, whole.policy, 12)
+    np.testing.assert_array_equal(np.stack(got), np.stack(want))
+    assert [path.name for path in tmp_path.iterdir()] == ["stream.safetensors"]
+
+
+def test_points_are_followed_on_after_a_stop(tiny, tmp_path):
+    video, points = frames(7), np.array([[10.0, 20.0], [30.0, 5.0]])
+    whole = StreamSession(tiny, AnchorWindow(1, 3), size=70)
+    want = [whole.step(image, points if t == 1 else None) for t, image in enumerate(video)]
+    session = StreamSession(tiny, AnchorWindow(1, 3), size=70)
+    for t in range(4):
+        session.step(video[t], points if t == 1 else None)
+    session.save(tmp_path / "stream.safetensors")
+    resumed = StreamSession.resume(tiny, tmp_path / "stream.safetensors")
+    assert resumed.nbytes == session.nbytes
+    for t in range(4, 7):
+        np.testing.assert_array_equal(resumed.step(video[t]).tracks, want[t].tracks)
+    resumed.set_policy(AnchorWindow(1, 1))
+    assert resumed.held_frames == (0, 6)
+
+
+def test_a_stream_goes_on_in_another_process_after_the_first_was_killed(tmp_path):
+    """The first process saves, takes two more frames that are lost, and is killed; the second goes on from the save."""
+    code = """
+import os, pathlib, signal, sys, numpy as np, streamvggt as sv
+path, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+video = np.random.default_rng(0).integers(0, 256, (6, 56, 70, 3), dtype=np.uint8)
+model = sv.load_model("tiny")
+if path.exists():
+    session = sv.StreamSession.resume(model, path)
+    np.save(out, np.stack([session.step(image).depth for image in video[session.num_frames:]]))
+else:
+    session = sv.StreamSession(model, sv.Keyframes(1, 1, 1), storage="int8", size=70)
+    for i, image in enumerate(video):
+        session.step(image)
+        if i == 3:
+            session.save(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    paths = [str(tmp_path / name) for name in ("stream.safetensors", "depth.npy")]
+    run = [subprocess.run([sys.executable, "-c", code, *paths], capture_output=True) for _ in range(2)]
+    assert [result.returncode for result in run] == [-signal.SIGKILL, 0], run[1].stderr
+    session = StreamSession(load_model("tiny"), Keyframes(1, 1, 1), storage="int8", size=70)
+    want = [session.step(image).depth for image in frames(6)]
+    np.testing.assert_allclose(np.load(paths[1]), np.stack(want[4:]), rtol=1e-5)
+
+
+def test_files_that_are_no_session_of_this_model_are_told(tiny, tmp_path):
+    session = StreamSession(tiny, size=70)
+    session.step(frames(1)[0])
+    path = tmp_path / "stream.safetensors"
+    session.save(path)
+    whole = path.read_bytes()
+    for length in (0, 7, 200, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:length])
+        with pytest.raises(SavedSessionError, match=r"damaged or no saved session .* take another save"):
+            StreamSession.resume(tiny, tmp_path / "cut.safetensors")
+    save_model(tiny, tmp_path / "model.safetensors")
+    with pytest.raises(SavedSessionError, match="is no session"):
+        StreamSession.resume(tiny, tmp_path / "model.safetensors")
+    (tmp_path / "text.safetensors").write_text("a diary")
+    with pytest.raises(SavedSessionError, match="damaged"):
+        StreamSession.resume(tiny, tmp_path / "text.safetensors")
+    with pytest.raises(FileNotFoundError):
+        StreamSession.resume(tiny, tmp_path / "nowhere.safetensors")
+    for other in (lively(tiny.config, seed=9), lively(replace(tiny.config, num_heads=2))):
+        with pytest.raises(SavedSessionError, match="another model"):
+            StreamSession.resume(other, path)
+
+
+def test_a_full_disk_leaves_the_last_save_and_the_stream_as_they_were(tiny, tmp_path):
+    resource = pytest.importorskip("resource")  # a limit on the size of files fails as a full disk does
+    path = tmp_path / "stream.safetensors"
+    session = StreamSession(tiny, size=70)
+    video = frames(3)
+    session.step(video[0])
+    session.save(path)
+    before = path.read_bytes()
+    session.step(video[1])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .* make room"):
+            session.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["stream.safetensors"]
+    want = StreamSession(tiny, size=70)
+    np.testing.assert_array_equal(session.step(video[2]).depth, list(want.run(video))[2].depth)
+
+
+def test_a_policy_of_ones_own_cannot_be_saved(tiny, tmp_path):
+    class Own(AnchorWindow):
+        pass
+
+    session = StreamSession(tiny, Own(1, 2), size=70)
+    session.step(frames(1)[0])
+    with pytest.raises(ValueError, match="none of this package's policies"):
+        session.save(tmp_path / "stream.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -495,7 +495,7 @@ def test_another_size_or_number_of_streams_is_refused(tiny):
 def test_arguments_of_a_state_are_checked(tiny):
     for arguments, message in (
         ({"policy": AnchorWindow}, "an instance"),
-        ({"storage": "int8"}, "native"),
+        ({"storage": "int4"}, "native"),
         ({"camera_cache": "both"}, "per_iteration"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,12 +9,25 @@ from typing import TypeAlias
 
 import torch
 
-from ..policies import AnchorWindow, CachePolicy, KeepAll
+from ..policies import (
+    AnchorWindow,
+    CachePolicy,
+    KeepAll,
+    KeyDiversity,
+    Keyframes,
+    QueryImportance,
+    TokenBudget,
+    TokenScore,
+)
+from ..state import byte_count
+from ..stores import STORAGES
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a verb adds its parser."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIB = 2**20
+POLICIES = "all, window[:FIRST,RECENT], keyframes[:FIRST,BETWEEN,RECENT], tokens[:COUNT][,diversity|importance]"
+SCORES: dict[str, TokenScore] = {"diversity": KeyDiversity(), "importance": QueryImportance()}
 
 
 def parse_rate(text: str) -> float | None:
@@ -74,15 +87,45 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_policy(text: str) -> CachePolicy:
-    name, _, counts = text.partition(":")
+    name, _, rest = text.partition(":")
+    parts = rest.split(",") if rest else []
     try:
-        if name == "all" and not counts:
+        if name == "all" and not parts:
             return KeepAll()
         if name == "window":
-            return AnchorWindow(*(int(count) for count in counts.split(","))) if counts else AnchorWindow()
+            return AnchorWindow(*(int(count) for count in parts))
+        if name == "keyframes" and len(parts) in (0, 3):
+            return Keyframes(*(int(count) for count in parts))
+        if name == "tokens":
+            score = SCORES[parts.pop()] if parts and parts[-1] in SCORES else KeyDiversity()
+            if len(parts) <= 1:
+                return TokenBudget(int(parts[0]) if parts else None, score)
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    raise argparse.ArgumentTypeError(f"needs all, window or window:A,R, got {text!r}")
+    raise argparse.ArgumentTypeError(f"needs {POLICIES}, got {text!r}")
+
+
+def parse_memory(text: str) -> int:
+    try:
+        return byte_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_memory_options(command: argparse.ArgumentParser) -> None:
+    """Declare what a stream keeps, and how: ``--policy``, ``--memory`` and ``--storage``."""
+    command.add_argument(
+        "--policy",
+        type=parse_policy,
+        default="all",
+        help=f"what a stream keeps in memory, in frames, or in tokens a layer: {POLICIES}",
+    )
+    command.add_argument(
+        "--memory", type=parse_memory, metavar="BYTES", help="that it never passes, such as 2GB or 512MiB"
+    )
+    command.add_argument(
+        "--storage", choices=STORAGES, default="native", help="keys and values as computed, or in 8 bits a number"
+    )
 
 
 def choices_of(allowed: Sequence[str], *, needed: bool = False) -> Callable[[str], tuple[str, ...]]:

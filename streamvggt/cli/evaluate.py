@@ -11,11 +11,12 @@ from ..checkpoint import load_model
 from ..evaluate import evaluate_clips, evaluate_sequences
 from ..export import write_atomically
 from ..model import StreamVGGT
+from ..predict import Keeping
 from ..protocols import CLIPS, PROTOCOLS, Protocol
 from ..report import json_text, markdown
 from ..sequences import find_sequences
 from ..synthetic import SyntheticConfig, render_clips
-from .arguments import DTYPES, Commands, default_device, find_device, parse_count, parse_policy, parse_seeds
+from .arguments import DTYPES, Commands, add_memory_options, default_device, find_device, parse_count, parse_seeds
 
 
 def add(commands: Commands) -> None:
@@ -38,7 +39,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--stride", type=parse_count, metavar="K", help="every K-th frame; else the protocol's")
     command.add_argument("--width", type=parse_count, default=224, help="of the processed frames, pixels")
     command.add_argument("--mode", choices=("stream", "batch"), help="frame by frame or all at once; stream if it can")
-    command.add_argument("--policy", type=parse_policy, default="all", help="frames a stream keeps, as for reconstruct")
+    add_memory_options(command)
     command.add_argument(
         "--synthetic", type=parse_seeds, default=(), metavar="SEEDS", help="made-up scenes, such as 0-15 or 3,5,8"
     )
@@ -66,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"--width must be a multiple of the patch size {patch}, got {options.width}; use {nearest}"
             )
-    how = {"label": options.model, "policy": options.policy}
+    keeping = Keeping(options.policy, options.storage, options.memory)
+    how = {"label": options.model, "keeping": keeping}
     report: dict[str, Any] = {"protocol": None, "sequences": [], "mean": {}, "failures": {}}
     if sequences:
         report = evaluate_sequences(

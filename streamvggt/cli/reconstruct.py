@@ -20,7 +20,7 @@ from ..scene import PointFilter
 from ..session import StreamSession
 from ..types import Frame, FramePrediction
 from ..video import describe_video, read_frames
-from .arguments import DTYPES, MIB, Commands, choices_of, default_device, find_device, parse_policy, parse_rate
+from .arguments import DTYPES, MIB, Commands, add_memory_options, choices_of, default_device, find_device, parse_rate
 
 CHUNK = 8  # frames taken at once: nobody waits for the newest
 MASKS = ("black", "white", "sky")
@@ -57,12 +57,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--fps", type=parse_rate, default=2.0, help="frames taken a second of video, or 'all'")
     command.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     command.add_argument("--size", type=int, help="width in pixels for the network; the model's own if not given")
-    command.add_argument(
-        "--policy",
-        type=parse_policy,
-        default="all",
-        help="frames kept in memory: all, window, or window:A,R for A first and R recent ones",
-    )
+    add_memory_options(command)
     command.add_argument(
         "--long",
         action="store_true",
@@ -159,7 +154,8 @@ def _session(options: argparse.Namespace, model: StreamVGGT) -> StreamSession | 
     if options.geometry == "points" or "npz" in options.format:
         outputs.add("points")
     kind = LongSession if options.long else StreamSession
-    return kind(model, options.policy, size=options.size, outputs=outputs)
+    how = {"storage": options.storage, "memory": options.memory}
+    return kind(model, options.policy, size=options.size, outputs=outputs, **how)
 
 
 def _corrections(session: StreamSession | LongSession) -> list[Similarity] | None:

@@ -1,0 +1,157 @@
+"""Streams as files: all that a session remembers, so that it goes on in another process or on another device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .matching import MatchMemory
+from .model import StreamVGGT
+from .policies import AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget
+from .safefiles import write_tensors
+from .state import StreamState, TrackQuery
+
+FORMAT = "streamvggt session 1"
+_RULES = {
+    rule.__name__: rule for rule in (AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget)
+}
+_SAMPLES = 64  # numbers of each tensor that tell a model from another
+
+
+class SavedSessionError(RuntimeError):
+    """A file is no saved session, is damaged, or belongs to another model."""
+
+
+def save_state(path: Path, model: StreamVGGT, state: StreamState, settings: Mapping[str, Any]) -> None:
+    """Write what streams remember and the settings of their session to one file.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; what was there before stays.
+        ValueError: a policy is none of this package's, or the last call failed and has not been repeated.
+    """
+    state.slots.check_settled()
+    frames = state.slots.frames
+    tensors = {f"{name}.{key}": part for name, cache in state.caches.items() for key, part in cache.content().items()}
+    tensors |= {f"prototype.{frame}": prototype for frame, prototype in state.slots.prototypes.items()}
+    tensors |= {
+        f"match.{name}": part
+        for name, part in (("first", state.matches.first), ("previous", state.matches.previous))
+        if part is not None
+    }
+    pyramids = {query.frame: query.features for query in state.tracks.queries} | state.tracks.features
+    tensors |= {f"pyramid.{frame}.{i}": level for frame, levels in pyramids.items() for i, level in enumerate(levels)}
+    tensors |= {f"query.{i}": query.points for i, query in enumerate(state.tracks.queries)}
+    facts = {
+        "asked": _rule_facts(state.asked_policy),
+        "policy": _rule_facts(state.slots.policy),
+        "fallback": None if state.slots.fallback is None else _rule_facts(state.slots.fallback),
+        "memory": state.memory,
+        "storage": state.storage,
+        "camera_cache": state.camera_cache,
+        "compile": state.compiled,
+        "shape": state.input_shape,
+        "key_bytes": state.key_bytes,
+        "num_frames": state.num_frames,
+        "frames": frames,
+        "followed": sorted(state.tracks.features),
+        "queries": [query.frame for query in state.tracks.queries],
+    }
+    write_tensors(
+        path,
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        {
+            "format": FORMAT,
+            "model": fingerprint(model),
+            "state": json.dumps(facts),
+            "settings": json.dumps(dict(settings)),
+        },
+    )
+
+
+def load_state(path: Path, model: StreamVGGT) -> tuple[StreamState, dict[str, Any]]:
+    """Read what :func:`save_state` wrote, to where the model is; the state and the settings.
+
+    Raises:
+        SavedSessionError: the file is no saved session, is damaged, or belongs to another model.
+        OSError: the file is not there or cannot be read.
+    """
+    path.stat()  # safetensors tells a missing file less clearly
+    device = next(model.parameters()).device
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise SavedSessionError(f"{path} is no session that StreamSession.save() of this version wrote")
+            if metadata.get("model") != fingerprint(model):
+                raise SavedSessionError(
+                    f"{path} was saved with another model (other sizes, weights or precision); resume it with that one"
+                )
+            facts, settings = json.loads(metadata["state"]), json.loads(metadata["settings"])
+            # Copies: a tensor that stays mapped would need the file for as long as the stream runs.
+            tensors = {name: file.get_tensor(name).to(device, copy=True) for name in file.keys()}  # noqa: SIM118
+        return _state(model, facts, tensors), settings
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise SavedSessionError(f"{path} is damaged or no saved session ({error}); take another save") from error
+
+
+def fingerprint(model: StreamVGGT) -> str:
+    """Tell a model by its configuration and a sample of every tensor, on any device."""
+    digest = hashlib.sha256(model.config.to_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        sample = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLES)]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _state(model: StreamVGGT, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StreamState:
+    """Put a state together from what was read."""
+    names = ("storage", "camera_cache", "memory", "compile")
+    state = model.new_state(_rule(facts["asked"]), **{name: facts[name] for name in names})
+    slots = state.slots
+    slots.frames, slots.num_frames = list(facts["frames"]), facts["num_frames"]
+    slots.policy = _rule(facts["policy"])
+    slots.fallback = None if facts["fallback"] is None else _rule(facts["fallback"])
+    slots.prototypes = {frame: tensors[f"prototype.{frame}"] for frame in slots.frames}
+    state.input_shape = None if facts["shape"] is None else tuple(facts["shape"])
+    state.key_bytes = facts["key_bytes"]
+    for name, cache in state.caches.items():
+        content = {key.removeprefix(f"{name}."): part for key, part in tensors.items() if key.startswith(f"{name}.")}
+        if content:
+            cache.load(content)
+    state.matches = MatchMemory(tensors.get("match.first"), tensors.get("match.previous"))
+
+    def pyramid(frame: int) -> list[Tensor]:
+        return [tensors[f"pyramid.{frame}.{i}"] for i in range(sum(n.startswith(f"pyramid.{frame}.") for n in tensors))]
+
+    followed = {*facts["followed"], *facts["queries"]}
+    pyramids = {frame: pyramid(frame) for frame in followed}
+    state.tracks.features = {frame: pyramids[frame] for frame in facts["followed"]}
+    state.tracks.queries = [
+        TrackQuery(frame, tensors[f"query.{i}"], pyramids[frame]) for i, frame in enumerate(facts["queries"])
+    ]
+    return state
+
+
+def _rule_facts(rule: object) -> dict[str, Any]:
+    """A policy or score as JSON has it."""
+    if type(rule).__name__ not in _RULES or not is_dataclass(rule):
+        raise ValueError(f"{rule} is none of this package's policies and scores, and cannot be saved")
+    values = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    return {"rule": type(rule).__name__} | {
+        name: _rule_facts(value) if is_dataclass(value) else value for name, value in values.items()
+    }
+
+
+def _rule(facts: Mapping[str, Any]) -> Any:
+    """The policy or score that :func:`_rule_facts` describes."""
+    values = {name: _rule(value) if isinstance(value, dict) else value for name, value in facts.items()}
+    return _RULES[values.pop("rule")](**values)
