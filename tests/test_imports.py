@@ -12,10 +12,22 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "streamvggt"
 
 # Each row may import the rows above it and its own modules marked so. A package named whole is one module.
+HEADS = ("camera", "dense", "track")
 LAYERS = [
     {"types", "config"},
     {"geometry", "rope", "attention", "layers", "matching", "official", "gltf", "storage", "safefiles"},
-    {"policies", "stores", "cache", "tokens", "static", "state", "encoder", "heads.camera", "heads.dense", "heads.track"},
+    {
+        "policies",
+        "stores",
+        "cache",
+        "tokens",
+        "static",
+        "state",
+        "encoder",
+        "heads.camera",
+        "heads.dense",
+        "heads.track",
+    },
     {"aggregator", "model"},
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "posegraph", "submaps", "synthetic"},
     {"checkpoint", "saving", "session", "scene", "export", "glb", "thinning", "turntable"},
@@ -66,7 +78,7 @@ PEERS = {
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
-NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "tokens", "static", "state", *(f"heads.{n}" for n in ("camera", "dense", "track"))}  # fmt: skip  # noqa: E501
+NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "tokens", "static", "state", *(f"heads.{n}" for n in HEADS)}  # fmt: skip  # noqa: E501
 HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy", "PIL", "tqdm"}
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -683,3 +684,25 @@ def test_a_policy_of_ones_own_cannot_be_saved(tiny, tmp_path):
     with pytest.raises(ValueError, match="none of this package's policies"):
         session.save(tmp_path / "stream.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@storages
+def test_ten_thousand_frames_take_no_more_memory_than_a_hundred(storage):
+    """Resident memory of the process, by frame; outputs are taken away. A leak of one tensor a frame would be 1 KiB."""
+    resident = Path("/proc/self/statm")
+    if not resident.exists():
+        pytest.skip("needs /proc to read the memory of this process")
+    session = StreamSession(
+        load_model("tiny"), Keyframes(1, 3, 4), storage=storage, size=28, outputs={"camera", "depth"}
+    )
+    pages, sizes = [], set()
+    for t in range(10_000):
+        session.step(np.full((28, 28, 3), t % 256, np.uint8))
+        if t >= 1000:
+            pages.append(int(resident.read_text().split()[1]))
+            sizes.add(session.nbytes)
+    assert len(sizes) == 1
+    assert session.held_frames[0] == 0 and session.num_frames == 10_000
+    bytes_a_frame = np.polyfit(np.arange(len(pages)), pages, 1)[0] * 4096
+    assert bytes_a_frame < 1024

@@ -60,7 +60,7 @@ def test_a_static_stream_holds_on_to_its_buffers_and_their_size(tiny, not_compil
     for frame in images(1, 9).split(1, dim=1):
         tiny(frame, state=state)
         stores = [cache.store for cache in (*state._blocks[1:], state._camera[0][0])]
-        addresses.add(tuple(x.data_ptr() for store in stores for x in (store.keys, store.values)))
+        addresses.add(tuple(x.data_ptr() for store in stores for x in store.buffers.values()))
         shapes.add(tuple(store.tokens for store in stores))
     assert len(addresses) == 1
     assert shapes == {(6 * 9, 6 * 9, 6 * 9, 6)}  # slots of 5 + 4 tokens; a camera has one
