@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,21 +68,32 @@ def main() -> None:
         logging.info("%s: %d kB", name, size // 1000)
 
 
-def write_example(model: sv.StreamVGGT, model_name: str, name: str, folder: Path) -> int:
-    """Write one example in the place of a former one; returns its bytes."""
+def reconstruct(model: sv.StreamVGGT, name: str) -> Iterator[tuple[sv.FramePrediction, sv.PointCloud, int]]:
+    """Yield for each frame of an example its prediction, the points it adds, and the bytes that the stream holds."""
     example = EXAMPLES[name]
     session, scene = sv.StreamSession(model), sv.Scene()
     thinning = sv.VoxelThinning(example.cell, dense=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    parts = []
     frames = sv.read_frames(ASSETS / f"{name}.mp4", max_frames=NUM_FRAMES * example.step)
-    for position, frame in enumerate(list(frames)[:: example.step]):
+    for frame in list(frames)[:: example.step]:
         prediction = session.step(frame)
         scene.add(prediction)
-        parts.append(thinning.new_points(scene.frame_points(-1, SHOWN), prediction))
-        sv.write_atomically(folder / "chunks" / f"{position:06d}.glb", sv.frame_glb_bytes(prediction, parts[-1]))
+        yield prediction, thinning.new_points(scene.frame_points(-1, SHOWN), prediction), session.nbytes
+
+
+def write_example(model: sv.StreamVGGT, model_name: str, name: str, folder: Path) -> int:
+    """Write one example in the place of a former one; returns its bytes."""
+    example = EXAMPLES[name]
+    shutil.rmtree(folder, ignore_errors=True)
+    cameras, parts = [], []
+    for position, (prediction, part, num_bytes) in enumerate(reconstruct(model, name)):
+        cache_bytes = num_bytes
+        sv.write_atomically(folder / "chunks" / f"{position:06d}.glb", sv.frame_glb_bytes(prediction, part))
+        cameras.append(prediction.camera)
+        parts.append(part)
     cloud = joined(parts)
-    sv.write_atomically(folder / "picture.jpg", picture(cloud, scene.cameras, example.yaw_deg))
+    view = sv.overview_camera(cloud, cameras, PICTURE_HW, yaw_deg=example.yaw_deg, pitch_deg=6, fov_y_deg=40)
+    card = sv.render_points(cloud, view, point_size=3, background=BACKGROUND)
+    sv.write_atomically(folder / "picture.jpg", jpeg_bytes(card))
     manifest = {
         "run": f"example-{name}",
         "version": 1,
@@ -94,7 +106,7 @@ def write_example(model: sv.StreamVGGT, model_name: str, name: str, folder: Path
         "live": False,
         "stats": {
             "frames_per_s": 0.0,
-            "cache_bytes": session.nbytes,
+            "cache_bytes": cache_bytes,
             "points": len(cloud),
             "conf_percentiles": np.percentile(cloud.confidence, range(0, 101, 5)).round(4).tolist(),
         },
@@ -111,11 +123,10 @@ def joined(parts: list[sv.PointCloud]) -> sv.PointCloud:
     return sv.PointCloud(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def picture(cloud: sv.PointCloud, cameras: tuple[sv.Camera, ...], yaw_deg: float) -> bytes:
-    """Draw the card of an example, a JPEG file."""
-    view = sv.overview_camera(cloud, cameras, PICTURE_HW, yaw_deg=yaw_deg, pitch_deg=6, fov_y_deg=40)
+def jpeg_bytes(pixels: np.ndarray) -> bytes:
+    """Write a picture as a JPEG file."""
     buffer = io.BytesIO()
-    Image.fromarray(sv.render_points(cloud, view, point_size=3, background=BACKGROUND)).save(buffer, "JPEG", quality=82)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=84)
     return buffer.getvalue()
 
 

@@ -144,3 +144,15 @@ def test_a_run_holds_the_frames_of_its_clip_and_its_points_lie_ahead_of_the_firs
     assert times == sorted(set(times)) and times[0] == 0
     assert sum(num_points) == manifest["stats"]["points"]
     assert num_points[0] > 20_000
+
+
+def test_pictures_for_links_and_the_readme_have_their_sizes():
+    sizes = {"social.jpg": (1280, 640), "thumbnail.jpg": (640, 360), "growing.webp": (880, 360)}
+    for name, size in sizes.items():
+        with Image.open(ASSETS / name) as picture:
+            assert picture.size == size
+            assert getattr(picture, "n_frames", 1) > 10 if name.endswith("webp") else picture.format == "JPEG"
+        assert (ASSETS / name).stat().st_size < MEGABYTE
+    readme = (ASSETS.parent / "README.md").read_text()
+    for name in ("thumbnail: assets/social.jpg", "(assets/growing.webp)", "(assets/small.jpg)"):
+        assert name in readme
