@@ -17,7 +17,6 @@ from streamvggt import (
     CheckpointError,
     Frame,
     FramePrediction,
-    StreamSession,
     StreamVGGT,
     load_model,
     preprocess,
@@ -78,7 +77,7 @@ class Engine:
         if self.on_zero_gpu:
             yield from self._stream_on_zero_gpu(frames, settings)
             return
-        session = StreamSession(model, settings.policy(), size=settings.width_px or None)
+        session = settings.session(model)
         try:
             for frame in frames:
                 with self._step_lock:
@@ -128,7 +127,7 @@ class Engine:
         settings = RunSettings(**values)
         loaded = self._loaded
         assert loaded is not None
-        session = StreamSession(loaded[1], settings.policy(), size=settings.width_px or None)
+        session = settings.session(loaded[1])
         for fields in arrays:
             prediction = replace(session.step(Frame(**fields)), placement=None)
             yield vars(prediction), session.nbytes

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streamvggt import FramePrediction, PointCloud, Scene, VoxelThinning, frame_glb_bytes, write_atomically
+from streamvggt import FramePrediction, PointCloud, Scene, frame_glb_bytes, write_atomically
 
 from .engine import Engine
 from .run import Run, chunk_path, prediction_path
@@ -34,7 +34,7 @@ def reconstruct(run: Run, engine: Engine) -> str | None:
     """
     sample = np.empty(0, np.float32)
     num_points = 0
-    thinning = VoxelThinning()
+    thinning = run.settings.thinning()
     with closing(engine.stream(run.source.frames(run.settings, run.limits), run.settings, run.notice)) as steps:
         for step in steps:
             cloud = thinning.new_points(frame_cloud(step.prediction, run.settings), step.prediction)
@@ -50,7 +50,7 @@ def reconstruct(run: Run, engine: Engine) -> str | None:
 
 
 def frame_cloud(prediction: FramePrediction, settings: RunSettings) -> PointCloud:
-    """Return the points that one frame adds to the scene, in the first camera's frame."""
+    """Return the points of one frame that the settings let through, in the first camera's frame."""
     scene = Scene(settings.geometry)
     scene.add(prediction)
     return scene.frame_points(0, settings.point_filter)

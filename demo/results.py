@@ -84,14 +84,19 @@ class Predictions:
         self.paths = [prediction_path(folder, index) for index in range(manifest["count"])]
 
     def cloud(self, most_points: int) -> tuple[PointCloud, list[Camera]]:
-        """Gather the points that the page shows, at most so many, and all cameras."""
-        share = max(1, most_points // len(self.paths))
-        clouds, cameras = [], []
-        for index, path in enumerate(self.paths):
+        """Gather the points that the page shows, at most so many (an even sample), and all cameras."""
+        cameras, thinning, rng = [], self.settings.thinning(), np.random.default_rng(0)
+        columns: list[np.ndarray] = []
+        for path in self.paths:
             prediction = read_prediction(path)
-            cloud = frame_cloud(prediction, self.settings)
-            some = np.random.default_rng(index).permutation(len(cloud))[:share]
-            clouds.append([cloud.points[some], cloud.colors[some], cloud.confidence[some], cloud.frame_index[some]])
+            cloud = thinning.new_points(frame_cloud(prediction, self.settings), prediction)
+            keys = rng.random(len(cloud))
+            new = [cloud.points, cloud.colors, cloud.confidence, cloud.frame_index, keys]
+            columns = [np.concatenate(pair) for pair in zip(columns, new, strict=True)] if columns else new
+            if len(columns[-1]) > most_points:
+                # The smallest of random keys are an even sample of all points so far.
+                kept = np.sort(np.argpartition(columns[-1], most_points)[:most_points])
+                columns = [column[kept] for column in columns]
             cameras.append(
                 Camera(
                     prediction.index,
@@ -101,7 +106,7 @@ class Predictions:
                     prediction.image_hw,
                 )
             )
-        return PointCloud(*(np.concatenate(parts) for parts in zip(*clouds, strict=True))), cameras
+        return PointCloud(*columns[:-1]), cameras
 
 
 def _glb(file: BinaryIO, predictions: Predictions) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from streamvggt import AnchorWindow, CachePolicy, KeepAll, PointFilter
+from streamvggt import (
+    AnchorWindow,
+    CachePolicy,
+    KeepAll,
+    Keyframes,
+    PointFilter,
+    StreamSession,
+    StreamVGGT,
+    VoxelThinning,
+)
 
 PATCH = 14
 
@@ -20,17 +29,20 @@ class ModelChoice:
         source: what :func:`streamvggt.load_model` takes.
         width_px: width of the frames it was trained with.
         licence: what its weights allow, shown before they are fetched.
+        cell: a place belongs to the first frame that sees it; places are cells of this part of the first frame's
+            median distance, larger than the errors of the network's cameras, or surfaces would show several times.
     """
 
     label: str
     source: str
     width_px: int
     licence: str
+    cell: float
 
 
 MODELS: Mapping[str, ModelChoice] = {
     "small": ModelChoice(
-        "Bundled (34 M, coarse, starts at once)", "small", 224, "Bundled with this page: Apache-2.0, any use."
+        "Bundled (34 M, coarse, starts at once)", "small", 224, "Bundled with this page: Apache-2.0, any use.", 0.15
     ),
     "released": ModelChoice(
         "Released StreamVGGT (1.26 B, detailed)",
@@ -38,22 +50,31 @@ MODELS: Mapping[str, ModelChoice] = {
         518,
         "**Not for commercial use.** The first run downloads about 5 GB of public research weights (lch01/StreamVGGT) "
         "and needs as much memory; without a GPU a frame takes many seconds.",
+        0.02,
     ),
 }
 
 
 @dataclass(frozen=True)
 class MemoryChoice:
-    """A budget for the frames that a stream holds."""
+    """A budget for the frames that a stream holds.
+
+    Attributes:
+        label: what the control shows.
+        policy: which frames stay.
+        memory: what :class:`streamvggt.StreamSession` may hold at most, whatever the policy asks for.
+    """
 
     label: str
-    policy: Callable[[], CachePolicy]
+    policy: CachePolicy
+    memory: str = "2GiB"
 
 
 MEMORIES: Mapping[str, MemoryChoice] = {
-    "window": MemoryChoice("First frame and the newest 15: flat memory", lambda: AnchorWindow(1, 15)),
-    "short": MemoryChoice("First frame and the newest 5: least memory", lambda: AnchorWindow(1, 5)),
-    "all": MemoryChoice("Every frame: most accurate, grows", KeepAll),
+    "window": MemoryChoice("The first frame and the newest 15", AnchorWindow(1, 15)),
+    "keyframes": MemoryChoice("The 24 frames that differ most, for long clips", Keyframes()),
+    "short": MemoryChoice("The first frame and the newest 5: least memory", AnchorWindow(1, 5)),
+    "all": MemoryChoice("Every frame up to 2 GiB: most accurate, slower and slower", KeepAll()),
 }
 
 WIDTHS = (112, 168, 224, 294, 392, 518)
@@ -142,9 +163,14 @@ class RunSettings:
             mask_white=self.mask_white,
         )
 
-    def policy(self) -> CachePolicy:
-        """Which frames the stream holds."""
-        return MEMORIES[self.memory].policy()
+    def thinning(self) -> VoxelThinning:
+        """Begin a scene in which a place belongs to the first frame that sees it."""
+        return VoxelThinning(MODELS[self.model].cell if self.model in MODELS else 0.05, dense=True)
+
+    def session(self, model: StreamVGGT) -> StreamSession:
+        """Begin a stream as chosen."""
+        choice = MEMORIES[self.memory]
+        return StreamSession(model, choice.policy, memory=choice.memory, size=self.width_px or None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the choices for the manifest."""

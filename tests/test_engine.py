@@ -12,7 +12,7 @@ from runs import TINY
 from demo import engine as engines
 from demo.engine import Engine, EngineError, gpu_seconds
 from demo.settings import RunSettings
-from streamvggt import CheckpointError, Frame, FramePrediction, StreamSession, load_model
+from streamvggt import AnchorWindow, CheckpointError, Frame, FramePrediction, StreamSession, load_model
 
 FRAMES = [Frame(np.full((42, 56, 3), 40 * i, np.uint8), i, i / 2) for i in range(3)]
 
@@ -23,7 +23,7 @@ def stream(engine, settings=TINY, frames=FRAMES, notices=None):
 
 def test_a_stream_through_the_engine_is_a_session_of_the_library():
     steps = stream(Engine())
-    session = StreamSession(load_model("tiny"), TINY.policy(), size=56)
+    session = StreamSession(load_model("tiny"), AnchorWindow(1, 15), size=56)
     for step, frame in zip(steps, FRAMES, strict=True):
         expected = session.step(frame)
         np.testing.assert_array_equal(step.prediction.depth, expected.depth)

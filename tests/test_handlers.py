@@ -21,7 +21,7 @@ from demo.inputs import InputError
 from demo.reconstruction import read_prediction, reconstruct
 from demo.results import MOST_POINTS, NotReadyError, result_path
 from demo.settings import MEMORIES, MODELS, RunSettings, SettingsError
-from streamvggt import npz_bytes
+from streamvggt import load_model, npz_bytes
 
 TINY_VALUES = TINY.to_json()
 
@@ -190,9 +190,11 @@ def test_settings_out_of_range_are_refused(values, message):
         RunSettings.from_values(**values)
 
 
-def test_every_choice_makes_a_policy_and_every_network_has_its_licence():
+def test_every_memory_begins_a_bounded_stream_and_every_network_has_its_licence():
+    model = load_model("tiny")
     for memory in MEMORIES:
-        assert hasattr(RunSettings(memory=memory).policy(), "evict")
+        assert RunSettings(memory=memory, width_px=56).session(model).size == 56
+        assert MEMORIES[memory].memory == "2GiB"
     assert "Not for commercial use" in handlers.model_note("released")
     assert {RunSettings(model=name).source for name in MODELS} == {"small", "lch01/StreamVGGT"}
 
@@ -279,10 +281,10 @@ def result(done, name):
     return result_path(folder, manifest, name)
 
 
-def test_the_glb_holds_all_points_and_cameras(done):
+def test_the_glb_holds_the_points_that_the_page_shows_and_all_cameras(done):
     scene = gltf(result(done, "glb"))
     assert sum(node.camera is not None for node in scene.nodes) == 6
-    assert num_points(result(done, "glb")) >= done[0]["stats"]["points"]
+    assert num_points(result(done, "glb")) == done[0]["stats"]["points"]
 
 
 def test_the_ply_has_as_many_points_as_the_glb(done):
