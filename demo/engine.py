@@ -56,6 +56,12 @@ class Engine:
         self._step_lock = threading.Lock()
         self._load_lock = threading.Lock()
         self._loaded: tuple[str, StreamVGGT] | None = None
+        if self.on_zero_gpu:
+            import spaces  # before anything touches CUDA
+
+            # The server wants to see at its start which calls need a GPU, and the network that they share.
+            self._lent = spaces.GPU(duration=_seconds)(self._arrays_on_gpu)
+            self.preload()
 
     def preload(self) -> None:
         """Load the bundled network, so that the first visitor need not wait for it."""
@@ -110,15 +116,9 @@ class Engine:
             return self._loaded[1]
 
     def _stream_on_zero_gpu(self, frames: Iterable[Frame], settings: RunSettings) -> Iterator[Step]:
-        import spaces
-
-        def seconds(arrays: list[dict[str, Any]], *_: Any) -> int:
-            return gpu_seconds(len(arrays), settings)
-
         # The worker is a forked process: what crosses its border is pickled, so arrays and numbers only.
         arrays = [_shrunk(frame, settings.seen_width_px) for frame in frames]
-        on_gpu = spaces.GPU(duration=seconds)(self._arrays_on_gpu)
-        for fields, cache_bytes in on_gpu(arrays, settings.to_json()):
+        for fields, cache_bytes in self._lent(arrays, settings.to_json()):
             yield Step(FramePrediction(**fields), cache_bytes)
 
     def _arrays_on_gpu(
@@ -137,6 +137,10 @@ def gpu_seconds(num_frames: int, settings: RunSettings) -> int:
     """Estimate the seconds of a GPU that a run needs, for the quota of ZeroGPU; the time grows with the pixels."""
     size = settings.seen_width_px / (37 * PATCH)
     return min(GPU_SECONDS_AT_MOST, round(_GPU_START_S + num_frames * _GPU_FRAME_S * max(size, 0.25) ** 2))
+
+
+def _seconds(arrays: list[dict[str, Any]], values: dict[str, Any]) -> int:
+    return gpu_seconds(len(arrays), RunSettings(**values))
 
 
 def _shrunk(frame: Frame, width_px: int) -> dict[str, Any]:
