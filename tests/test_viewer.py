@@ -588,3 +588,20 @@ def test_every_change_is_told_to_the_page(browser, server, address):
     assert [entry["frames"] for entry in told if entry["kind"] == "frame"] == [1, 2]
     assert told[-1]["run"] == "run-one"
     assert {entry["kind"] for entry in told} == {"manifest", "frame"}
+
+
+@pytest.mark.slow
+def test_two_million_points_do_not_lose_the_page(browser, server, address):
+    server.run(status="done").add(*walls(300, points=7000))
+    with opened(browser, address) as page:
+        page.wait_for_function("() => v.stats().frames === 300", timeout=300_000, polling=500)
+        page.wait_for_function("() => !v.stats().moving && v.stats().pointsDrawn > 9e5", timeout=120_000)
+        stats = page.evaluate("v.stats()")
+        assert stats["points"] == stats["shown"] == 2_100_000
+        assert stats["drawCalls"] <= 40
+        assert stats["pointsDrawn"] <= 1_100_000
+        assert stats["problem"] == ""
+        slide(page, "Frame", 100)
+        assert wait(page, "s.frame === 100")["shown"] == 7000 * 101
+        drag(page)
+        page.wait_for_function("() => v.stats().touched && !v.stats().moving", timeout=120_000)

@@ -191,7 +191,8 @@ export class Controls {
       parts.badge.replaceChildren(element("span", {}, texts.badge(manifest)));
       parts.badge.dataset.state = manifest.status;
     }
-    const rows = texts.numbers(manifest, { frames, points: scene.points });
+    const drawnShare = viewer.hasWebgl && scene.points ? (viewer.stage.restDetail * scene.cloud.count) / scene.points : 1;
+    const rows = texts.numbers(manifest, { frames, points: scene.points, drawnShare });
     parts.numbers.replaceChildren(...rows.map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value))));
     parts.status.replaceChildren(manifest?.message ?? "");

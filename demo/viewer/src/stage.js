@@ -9,6 +9,7 @@ const FAST_MS = 20;
 const GROWTH_MS_IN_SOFTWARE = 120;
 const LEAST_DETAIL = 0.02;
 const SMOOTH_POINTS = 1_000_000;
+const MOST_POINTS_IN_SOFTWARE = 1_000_000;
 const SMOOTH_POINTS_IN_SOFTWARE = 120_000;
 
 /** A scene on a canvas inside `host`. `start()` throws where there is no WebGL 2. */
@@ -94,8 +95,13 @@ export class Stage {
     this.requestDraw();
   }
 
+  /** The share of the points that is drawn while the view rests: all of them, unless software would take too long. */
+  get restDetail() {
+    return this.isSoftware ? Math.min(1, MOST_POINTS_IN_SOFTWARE / Math.max(this.cloud.count, 1)) : 1;
+  }
+
   drawNow() {
-    this.cloud.setDetail(this.isMoving ? this.movingDetail : 1);
+    this.cloud.setDetail(this.isMoving ? Math.min(this.movingDetail, this.restDetail) : this.restDetail);
     this.onBeforeDraw?.();
     this.renderer.render(this.scene, this.camera);
     this.draws++;

@@ -28,11 +28,12 @@ export function badge(manifest) {
 }
 
 /** The numbers of a run, as pairs of name and value; those that are not known are left out. */
-export function numbers(manifest, { frames, points }) {
+export function numbers(manifest, { frames, points, drawnShare = 1 }) {
   const { frames_per_s: rate, cache_bytes: cache } = manifest?.stats ?? {};
   const rows = [];
   if (frames) rows.push(["Frames", manifest?.total ? `${count(frames)} of ${count(manifest.total)}` : count(frames)]);
   if (points) rows.push(["Points", count(points)]);
+  if (drawnShare < 1) rows.push(["Drawn of them", `${Math.max(1, Math.round(100 * drawnShare))} %`]);
   if (rate > 0) rows.push(["Speed", `${rate.toFixed(1)} frames/s`]);
   if (cache > 0) rows.push(["Cache", bytes(cache)]);
   return rows;

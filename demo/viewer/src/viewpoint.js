@@ -9,7 +9,8 @@ const FREE_FOV_DEGREES = 50;
 const FLIGHT_MS = 400;
 const REFIT_GROWTH = 1.25;
 // The sphere around a scene is larger than the scene.
-const TIGHTNESS = 0.85;
+const TIGHTNESS = 0.88;
+const RAISED_BY = 0.1;
 
 /** Moves the stage's camera. Once the user has touched it, nothing but the user's own commands moves it in orbit. */
 export class Viewpoint {
@@ -124,6 +125,8 @@ export class Viewpoint {
     this.#setFov(FREE_FOV_DEGREES);
     const halfFov = Math.atan(Math.tan((FREE_FOV_DEGREES * Math.PI) / 360) * Math.min(1, this.camera.aspect));
     const center = new Vector3(...this.sphere.center);
+    // A little above the middle: the lower edge of the stage has buttons.
+    center.y -= RAISED_BY * this.sphere.radius;
     this.#flyTo(center.clone().addScaledVector(direction, (TIGHTNESS * this.sphere.radius) / Math.sin(halfFov)), center, isInstant);
   }
 

@@ -19,6 +19,11 @@ test("numbers that are not known are left out", () => {
   ]);
 });
 
+test("that only some points are drawn is said", () => {
+  const rows = texts.numbers(null, { frames: 1, points: 2_000_000, drawnShare: 0.5 });
+  assert.deepEqual(rows.at(-1), ["Drawn of them", "50 %"]);
+});
+
 test("the place in the queue is told", () => {
   assert.equal(texts.badge({ status: "queued", queue_position: 2 }), "Waiting, 2 ahead");
   assert.equal(texts.badge({ status: "queued", queue_position: 0 }), "Next in the queue");
