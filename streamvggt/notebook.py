@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 from streamvggt.glb import frame_glb_bytes
@@ -36,8 +36,8 @@ class SceneView:
         height: of the view, pixels.
     """
 
-    page: str
-    picture: bytes
+    page: str = field(repr=False)
+    picture: bytes = field(repr=False)
     height: int
 
     def _repr_html_(self) -> str:
