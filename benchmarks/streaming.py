@@ -16,7 +16,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -76,13 +76,16 @@ class Setup:
 class Stream:
     """The package's stream, with a way to take frames back."""
 
-    def __init__(self, model: StreamVGGT, policy: CachePolicy) -> None:
+    def __init__(
+        self, model: StreamVGGT, policy: CachePolicy, outputs: Collection[str] | None = None, *, compile: bool = False
+    ) -> None:
         self.model = model
-        self.state: StreamState = model.new_state(policy)
+        self.outputs = outputs
+        self.state: StreamState = model.new_state(policy, compile=compile)
 
     def step(self, images: Tensor) -> Predictions:
         """Take the next frame."""
-        return self.model(images, state=self.state)
+        return self.model(images, state=self.state, outputs=self.outputs)
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -133,8 +136,9 @@ class Floor(TorchFunctionMode):
 class Meter:
     """Clock and memory gauge of a device; the one place that knows how devices differ."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._cuda = torch.device(device).type == "cuda"
+        self._clock = clock  # of work on a CPU, seconds
 
     def time_ms(self, call: Callable[[], object]) -> float:
         """Milliseconds that ``call`` takes, until the device is done."""
@@ -146,9 +150,9 @@ class Meter:
             end.record()
             torch.cuda.synchronize()
             return start.elapsed_time(end)
-        start_s = time.perf_counter()
+        start_s = self._clock()
         call()
-        return 1e3 * (time.perf_counter() - start_s)
+        return 1e3 * (self._clock() - start_s)
 
     def peak_mib(self) -> float:
         """The most memory that this process has held so far."""

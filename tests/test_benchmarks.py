@@ -108,3 +108,14 @@ def test_a_walk_through_a_room_comes_back_to_where_it_began():
     np.testing.assert_allclose(poses[6:, :, :3], poses[:-6, :, :3], atol=1e-6)
     assert loop_gap(poses, 6) == pytest.approx(100 * np.median(back) / steps[:6].sum())
     assert len({image.tobytes() for image in images}) == 12
+
+
+def test_a_stream_that_holds_random_frames_is_measured_against_its_floor(capsys):
+    from floor import main
+
+    main(["--config", "tiny", "--size", "28", "42", "--held", "3", "--repeats", "1", "--cpu-time"])
+    rows = [re.findall(r"[^| ]+", line) for line in capsys.readouterr().out.splitlines() if re.match(r"\| [A-Z]", line)]
+    assert [row[:2] for row in rows] == [[name, "3"] for name in ("KeepAll", "AnchorWindow", "Keyframes")]
+    for row in rows:
+        ours, floor, ratio = (float(cell) for cell in row[2:5])
+        assert min(ours, floor) > 0 and ratio == pytest.approx(ours / floor, rel=0.1)

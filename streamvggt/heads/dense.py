@@ -29,7 +29,8 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, h, w]`` to ``[N, C, h, w]``."""
         x = relu(x)
-        return x + self.conv2(relu(self.conv1(x)))
+        # In place where no gradient needs what was there: fresh memory costs more than the sums.
+        return self.conv2(self.conv1(x).relu_()).add_(x)
 
 
 class Fusion(nn.Module):
@@ -50,8 +51,9 @@ class Fusion(nn.Module):
         """Map ``[N, C, h, w]`` and the finer ``[N, C, h', w']`` to ``[N, C, *size_hw]``."""
         if self.skip_unit is not None and skip is not None:
             x = x + self.skip_unit(skip)
-        x = interpolate(self.unit(x), size=size_hw, mode="bilinear", align_corners=True)
-        return self.out_conv(x)
+        # Published the other way round; both steps are linear, and so the convolution sees a quarter of the cells.
+        x = self.out_conv(self.unit(x))
+        return interpolate(x, size=size_hw, mode="bilinear", align_corners=True)
 
 
 class FeaturePyramid(nn.Module):
@@ -145,7 +147,7 @@ class DenseHead(nn.Module):
         features = config.dense_features
         self.pyramid = FeaturePyramid(config, features, features // 2, position_scale=0.1)
         self.out = nn.Sequential(
-            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, out_channels + 1, 1)
+            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(32, out_channels + 1, 1)
         )
 
     def forward(self, tokens: Mapping[int, Tensor], image_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
