@@ -137,18 +137,24 @@ class StreamVGGTConfig:
         """P, the tokens of a frame of ``height x width`` pixels."""
         return self.special_tokens + (height // self.patch_size) * (width // self.patch_size)
 
-    def cached_frame_bytes(self, height: int, width: int, bytes_per_number: int = 4) -> int:
+    def cached_frame_bytes(
+        self, height: int, width: int, bytes_per_number: int = 4, *, storage: Literal["native", "int8"] = "native"
+    ) -> int:
         """Memory that a stream takes for each frame it holds, without point tracks.
 
         Args:
             height: of the processed image, pixels.
             width: likewise.
             bytes_per_number: of the aggregator's keys and values, 2 in half precision; the camera head's take 4.
+            storage: "int8" for keys and values in 8 bits, whatever their precision was, with their scales.
         """
-        blocks = self.depth * self.tokens_per_frame(height, width) * self.embed_dim * bytes_per_number
+        tokens = self.tokens_per_frame(height, width)
+        blocks = self.depth * tokens * self.embed_dim * (1 if storage == "int8" else bytes_per_number)
+        # In bfloat16: one for a value in each head, and one for each channel of a frame's keys.
+        scales = 2 * self.depth * (tokens * self.num_heads + self.embed_dim) if storage == "int8" else 0
         camera = self.camera_iterations * self.camera_depth * 2 * self.embed_dim * 4
         prototype = self.embed_dim * 4  # what policies compare, see streamvggt.policies
-        return 2 * (blocks + camera) + prototype
+        return 2 * (blocks + camera) + scales + prototype
 
     @classmethod
     def vggt_1b(cls, attention: Literal["causal", "full"] = "causal") -> StreamVGGTConfig:

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it: a video goes in, files come out that other programs read."""
 
+import argparse
 import subprocess
 import sys
 
@@ -11,8 +12,18 @@ import pytest
 from PIL import Image
 from plyfile import PlyData
 
-from streamvggt import load_model, save_model
+from streamvggt import (
+    AnchorWindow,
+    KeepAll,
+    KeyDiversity,
+    Keyframes,
+    QueryImportance,
+    TokenBudget,
+    load_model,
+    save_model,
+)
 from streamvggt.__main__ import main
+from streamvggt.cli.arguments import parse_policy
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +226,46 @@ def test_info_prints_the_true_figures(capsys):
     half = (24 * 2 * 1374 * 1024 * 2 + 16 * 2 * 2048 * 4 + 1024 * 4) / 2**20
     assert f"{half:.2f} MiB" in text
     assert f"{(24 * 2 * 1374 * 1024 * 4 + 16 * 2 * 2048 * 4 + 1024 * 4) / 2**20:.2f} MiB" in text
+
+
+def test_info_knows_what_int8_takes(capsys):
+    assert main(["info", "small"]) == 0
+    # 4 layers of 261 tokens 256 wide in 4 heads: a byte a number, bfloat16 for a value in a head and a key's channel.
+    camera_and_prototype = 2 * 512 * 4 + 256 * 4
+    size = 2 * 4 * 261 * 256 + 2 * 4 * (261 * 4 + 256) + camera_and_prototype
+    assert f"{size / 2**20:.2f} MiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("all", KeepAll()),
+        ("window", AnchorWindow(1, 15)),
+        ("keyframes", Keyframes()),
+        ("keyframes:2,9,4", Keyframes(2, 9, 4)),
+        ("tokens", TokenBudget()),
+        ("tokens:4096", TokenBudget(4096, KeyDiversity())),
+        ("tokens:importance", TokenBudget(None, QueryImportance())),
+        ("tokens:4096,diversity", TokenBudget(4096, KeyDiversity())),
+    ],
+)
+def test_policies_can_be_named(text, policy):
+    assert parse_policy(text) == policy
+
+
+@pytest.mark.parametrize(
+    "text", ["keyframes:1", "keyframes:0,1,1", "tokens:1,2", "tokens:beauty", "window:1,2,3", "all:1"]
+)
+def test_what_names_no_policy_is_told(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"needs|invalid"):
+        parse_policy(text)
+
+
+def test_a_limit_of_memory_holds_on_the_command_line(video, tmp_path, caplog):
+    arguments = ["reconstruct", str(video), "-o", str(tmp_path), "--model", "tiny", "--device", "cpu", "--size", "112"]
+    assert main([*arguments, "--fps", "all", "--memory", "1.5MB", "--storage", "int8", "--policy", "keyframes"]) == 0
+    assert (tmp_path / "scene.glb").exists()
+    assert main([*arguments, "--memory", "100kB", "--policy", "keyframes"]) == 1
 
 
 def test_the_module_runs_as_a_program():

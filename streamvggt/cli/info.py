@@ -10,6 +10,7 @@ import torch
 from ..checkpoint import load_model
 from ..config import StreamVGGTConfig
 from ..model import StreamVGGT
+from ..policies import AnchorWindow, Keyframes, TokenBudget
 from .arguments import MIB, Commands
 
 PRESETS: dict[str, Callable[[], StreamVGGTConfig]] = {
@@ -39,12 +40,17 @@ def run(options: argparse.Namespace) -> int:
     print(f"parameters {_count(model):>38,}")
     for name, part in model.named_children():
         print(f"  {name:<20} {_count(part):>26,}")
-    print("memory of one cached frame            float32      bfloat16")
+    print("memory of one cached frame            float32      bfloat16          int8")
     side, patch = config.image_size, config.patch_size
     sizes = {(round(side * ratio / patch) * patch, side) for ratio in (1, 3 / 4, 9 / 16)}
     for height, width in sorted(sizes, reverse=True):
-        cells = [f"{config.cached_frame_bytes(height, width, size) / MIB:10.2f} MiB" for size in (4, 2)]
+        bytes_a_frame = [config.cached_frame_bytes(height, width, size) for size in (4, 2)]
+        bytes_a_frame.append(config.cached_frame_bytes(height, width, storage="int8"))
+        cells = [f"{count / MIB:10.2f} MiB" for count in bytes_a_frame]
         print(f"  {width}x{height} ({config.tokens_per_frame(height, width)} tokens)".ljust(31) + "".join(cells))
+    window, whole, spread = AnchorWindow().capacity, Keyframes().capacity, TokenBudget().capacity
+    print(f"frames held without a --memory: window {window}, keyframes {whole}, all every frame;")
+    print(f"  tokens as many as {whole} frames have, of {spread} frames at most")
     return 0
 
 
