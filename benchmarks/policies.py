@@ -231,8 +231,8 @@ def main() -> None:
         print(name, json.dumps(results[name]), flush=True)
     head = f"`python benchmarks/policies.py`, `{args.model}`, {args.width} pixels wide, CPU, float32.\n\n{__doc__}\n"
     columns = (
-        f"Columns of walks: {' / '.join(MEASURES)} (lower is better; ATE and cloud in metres). Frames held, MiB and CPU\n"
-        "time (median of the second half, one thread) are those of the first walk.\n\n"
+        f"Columns of walks: {' / '.join(MEASURES)} (lower is better; ATE and cloud in metres). Frames held, MiB and\n"
+        "CPU time (median of the second half, one thread) are those of the first walk.\n\n"
     )
     write_atomically(args.out, (head + columns + table(results)).encode())
     draw(results, args.out.with_suffix(".png"))

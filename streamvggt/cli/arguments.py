@@ -92,7 +92,7 @@ def parse_policy(text: str) -> CachePolicy:
     try:
         if name == "all" and not parts:
             return KeepAll()
-        if name == "window":
+        if name == "window" and len(parts) in (0, 2):
             return AnchorWindow(*(int(count) for count in parts))
         if name == "keyframes" and len(parts) in (0, 3):
             return Keyframes(*(int(count) for count in parts))
