@@ -26,6 +26,7 @@ export class Stage {
     this.isMoving = false;
     this.movingDetail = 1;
     this.draws = 0;
+    this.drawMs = 0;
     this.onResize = () => {};
     this.onLost = () => {};
   }
@@ -74,7 +75,8 @@ export class Stage {
 
   /** Draw soon; in software not so often that a growing scene keeps the processor from everything else. */
   requestDrawOfGrowth() {
-    const wait = (this.isSoftware ? GROWTH_MS_IN_SOFTWARE : 0) - (performance.now() - (this.lastDraw ?? -Infinity));
+    const pause = this.isSoftware ? Math.max(GROWTH_MS_IN_SOFTWARE, 2 * this.drawMs) : 0;
+    const wait = pause - (performance.now() - (this.lastDraw ?? -Infinity));
     if (wait <= 0) this.requestDraw();
     else this.growthTimer ??= setTimeout(() => this.requestDraw(), wait);
   }
@@ -105,7 +107,9 @@ export class Stage {
     this.onBeforeDraw?.();
     this.renderer.render(this.scene, this.camera);
     this.draws++;
-    this.lastDraw = performance.now();
+    const start = (this.lastDraw = performance.now());
+    // The browser calls again when it has shown this picture: a measure of what drawing costs.
+    if (this.isSoftware) requestAnimationFrame(() => (this.drawMs = performance.now() - start));
     clearTimeout(this.growthTimer);
     this.growthTimer = null;
   }
