@@ -37,9 +37,9 @@ def hold(stream: Stream, frames: int) -> None:
     noise = torch.randn(frames, *prototype.shape, generator=torch.Generator().manual_seed(0)).to(prototype)
     slots.prototypes = dict(enumerate(torch.nn.functional.normalize(noise, dim=-1)))
     for cache in stream.state._caches:
-        keys, values = cache.store.buffers()
-        cache.store.resize(frames * cache._tokens, keys, values)
-        for buffer in cache.store.buffers():
+        keys, values = cache.store.buffers.values()
+        cache.store.resize(frames * cache.frame_tokens, frames, keys, values)
+        for buffer in cache.store.buffers.values():
             buffer.normal_()
 
 
