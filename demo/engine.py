@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -64,8 +65,9 @@ class Engine:
             self.preload()
 
     def preload(self) -> None:
-        """Load the bundled network, so that the first visitor need not wait for it."""
-        self._model("small")
+        """Load the bundled network, so that the first visitor need not wait for it; one that is there stays."""
+        if self._loaded is None:
+            self._model("small")
 
     def stream(self, frames: Iterable[Frame], settings: RunSettings, notice: Callable[[str], None]) -> Iterator[Step]:
         """Yield a step for each frame, as soon as it is there.
@@ -79,9 +81,9 @@ class Engine:
             EngineError: memory ran out, or the weights cannot be loaded.
             ValueError: the frames differ in shape, or one cannot be decoded.
         """
-        model = self._model_or_bundled(settings, notice)
+        source, model = self._model_or_bundled(settings, notice)
         if self.on_zero_gpu:
-            yield from self._stream_on_zero_gpu(frames, settings)
+            yield from self._stream_on_zero_gpu(frames, settings, source)
             return
         session = settings.session(model)
         try:
@@ -95,15 +97,15 @@ class Engine:
                 torch.cuda.empty_cache()
             raise _out_of_memory() from error
 
-    def _model_or_bundled(self, settings: RunSettings, notice: Callable[[str], None]) -> StreamVGGT:
+    def _model_or_bundled(self, settings: RunSettings, notice: Callable[[str], None]) -> tuple[str, StreamVGGT]:
         try:
-            return self._model(settings.source)
+            return settings.source, self._model(settings.source)
         except CheckpointError as error:
             if settings.source == "small":
                 raise EngineError(f"The bundled network cannot be loaded: {error}.") from error
             logger.warning("the bundled network stands in: %s", error)
             notice(f"The weights {settings.source} could not be had, the bundled network stands in. ({error})")
-            return self._model("small")
+            return "small", self._model("small")
         except (OutOfMemoryError, MemoryError) as error:
             raise _out_of_memory() from error
 
@@ -115,19 +117,26 @@ class Engine:
                 self._loaded = (source, load_model(source, device=device))
             return self._loaded[1]
 
-    def _stream_on_zero_gpu(self, frames: Iterable[Frame], settings: RunSettings) -> Iterator[Step]:
+    def _stream_on_zero_gpu(self, frames: Iterable[Frame], settings: RunSettings, source: str) -> Iterator[Step]:
+        from gradio import Error
+
         # The worker is a forked process: what crosses its border is pickled, so arrays and numbers only.
         arrays = [_shrunk(frame, settings.seen_width_px) for frame in frames]
-        for fields, cache_bytes in self._lent(arrays, settings.to_json()):
-            yield Step(FramePrediction(**fields), cache_bytes)
+        try:
+            for fields, cache_bytes in self._lent(arrays, settings.to_json(), source):
+                yield Step(FramePrediction(**fields), cache_bytes)
+        except Error as error:
+            raise _lender_error(error.message) from error
 
     def _arrays_on_gpu(
-        self, arrays: list[dict[str, Any]], values: dict[str, Any]
+        self, arrays: list[dict[str, Any]], values: dict[str, Any], source: str
     ) -> Iterator[tuple[dict[str, Any], int]]:
         settings = RunSettings(**values)
-        loaded = self._loaded
-        assert loaded is not None
-        session = settings.session(loaded[1])
+        # A worker serves several calls and knows the network that was loaded when it was forked. It must not take the
+        # lock: another thread may have held that at the fork.
+        if self._loaded is None or self._loaded[0] != source:
+            self._loaded = (source, load_model(source, device="cuda" if torch.cuda.is_available() else "cpu"))
+        session = settings.session(self._loaded[1])
         for fields in arrays:
             prediction = replace(session.step(Frame(**fields)), placement=None)
             yield vars(prediction), session.nbytes
@@ -139,7 +148,7 @@ def gpu_seconds(num_frames: int, settings: RunSettings) -> int:
     return min(GPU_SECONDS_AT_MOST, round(_GPU_START_S + num_frames * _GPU_FRAME_S * max(size, 0.25) ** 2))
 
 
-def _seconds(arrays: list[dict[str, Any]], values: dict[str, Any]) -> int:
+def _seconds(arrays: list[dict[str, Any]], values: dict[str, Any], source: str) -> int:
     return gpu_seconds(len(arrays), RunSettings(**values))
 
 
@@ -147,6 +156,15 @@ def _shrunk(frame: Frame, width_px: int) -> dict[str, Any]:
     pixels, _ = preprocess(frame.image, width_px, PATCH)
     image = (pixels.transpose(1, 2, 0) * 255 + 0.5).astype("uint8")
     return {"image": image, "index": frame.index, "time_s": frame.time_s, "name": frame.name}
+
+
+def _lender_error(message: str) -> EngineError:
+    """Say for people what ZeroGPU reports: its own words, or the name of the error in its worker."""
+    if message in ("OutOfMemoryError", "MemoryError"):
+        return _out_of_memory()
+    if message == "GPU task aborted":
+        return EngineError("The time of the GPU ran out; this is what there is. Fewer or smaller frames need less.")
+    return EngineError(f"The GPU could not be had: {re.sub('<[^>]*>', '', message)}")
 
 
 def _out_of_memory() -> EngineError:

@@ -48,13 +48,15 @@ class Clip:
         """Decode, one frame at a time.
 
         Raises:
-            VideoError: a frame cannot be decoded.
+            InputError: a frame cannot be decoded.
         """
-        if not self.is_video:
-            return read_frames(list(self.paths), fps=settings.fps, max_frames=settings.max_frames)
-        frames = read_frames(self.paths[0], fps=settings.fps, max_frames=settings.max_frames)
-        # A recording that does not tell its length is cut where a longer video would have been refused.
-        return takewhile(lambda frame: frame.time_s <= limits.duration_s, frames)
+        source = self.paths[0] if self.is_video else list(self.paths)
+        try:
+            frames = read_frames(source, fps=settings.fps, max_frames=settings.max_frames)
+            # A recording that does not tell its length is cut where a longer video would have been refused.
+            yield from takewhile(lambda frame: not self.is_video or frame.time_s <= limits.duration_s, frames)
+        except VideoError as error:
+            raise InputError(_without_folders(str(error), self.paths)) from error
 
 
 def check_video(path: str | None, settings: RunSettings, limits: Limits) -> Clip:
@@ -154,7 +156,7 @@ def _described(path: Path, title: str, limits: Limits) -> VideoInfo:
             raise InputError(f"{title} has {size / 2**20:,.0f} MB; at most {megabytes:,.0f} MB are taken.")
         info = describe_video(path)
     except (VideoError, OSError) as error:
-        raise InputError(str(error).replace(str(path), title)) from error
+        raise InputError(_without_folders(str(error), (path,))) from error
     if info.width * info.height > limits.pixels:
         raise InputError(
             f"{title} has {info.width}x{info.height} pixels; at most 4K (4096x2304) is taken. Make it smaller."
@@ -162,6 +164,13 @@ def _described(path: Path, title: str, limits: Limits) -> VideoInfo:
     if info.height > 4 * info.width or info.width > 8 * info.height or min(info.width, info.height) < PATCH:
         raise InputError(f"{title} is {info.width}x{info.height} pixels, too narrow or too small for the network.")
     return info
+
+
+def _without_folders(message: str, paths: Sequence[Path]) -> str:
+    """Where uploads lie is nobody's business."""
+    for path in paths:
+        message = message.replace(str(path), short_name(path))
+    return message
 
 
 def _minutes(seconds: float) -> str:

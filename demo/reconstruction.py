@@ -60,12 +60,13 @@ def prediction_bytes(prediction: FramePrediction) -> bytes:
     """Write one raw prediction as a NumPy archive, not compressed, for :func:`read_prediction`."""
     buffer = io.BytesIO()
     numbers = {"index": prediction.index, "time_s": prediction.time_s}
-    np.savez(buffer, **numbers, **{name: getattr(prediction, name) for name in _FIELDS})
+    arrays = {name: value for name in _FIELDS if (value := getattr(prediction, name)) is not None}
+    np.savez(buffer, **numbers, **arrays)
     return buffer.getvalue()
 
 
 def read_prediction(path: Any) -> FramePrediction:
     """Read a prediction that :func:`prediction_bytes` wrote."""
     with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in _FIELDS}
+        arrays = {name: archive[name] for name in _FIELDS if name in archive}
         return FramePrediction(index=int(archive["index"]), time_s=float(archive["time_s"]), **arrays)

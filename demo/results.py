@@ -154,7 +154,10 @@ def _npz(file: BinaryIO, predictions: Predictions) -> None:
 
 
 def _mp4(file: BinaryIO, predictions: Predictions) -> None:
-    file.write(turntable_mp4(*predictions.cloud(MOST_POINTS["mp4"]), image_hw=FILM_HW))
+    cloud, cameras = predictions.cloud(MOST_POINTS["mp4"])
+    if not len(cloud):
+        raise NotReadyError("The scene has no points to film.")
+    file.write(turntable_mp4(cloud, cameras, image_hw=FILM_HW))
 
 
 _MAKERS: dict[str, Callable[[BinaryIO, Predictions], None]] = {

@@ -6,11 +6,12 @@ All of it is under ``/runs/``, as routes that any Starlette application can take
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -18,13 +19,14 @@ from starlette.routing import Route
 import streamvggt
 
 from .inputs import InputError
-from .jobs import RunNotFoundError, Runs
+from .jobs import EXAMPLE_ID, RunNotFoundError, Runs
 from .results import MEDIA_TYPES, NotReadyError, result_path
 from .run import chunk_path
 
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 _CHECKED = {"Cache-Control": "no-cache"}  # kept, but asked for anew by its tag
 _NEVER = {"Cache-Control": "no-store"}
+_MAKING_AT_ONCE = 4  # downloads that may wait for their file in a thread; the page shares its threads with all else
 
 VIEWER = Path(streamvggt.__file__).parent / "viewer.js"
 PICTURE = "picture.jpg"
@@ -34,6 +36,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def run_routes(runs: Runs) -> list[Route]:
     """Make the routes of ``runs``."""
+    making = CapacityLimiter(_MAKING_AT_ONCE)
 
     async def manifest(request: Request) -> Response:
         run_id = request.path_params["run"]
@@ -51,14 +54,17 @@ def run_routes(runs: Runs) -> list[Route]:
         return JSONResponse(poll.result(), headers=_NEVER)
 
     async def chunk(request: Request) -> Response:
-        folder = runs.find(request.path_params["run"])
-        return _file(chunk_path(folder, int(request.path_params["index"])), "model/gltf-binary", _FOREVER)
+        run_id, index = request.path_params["run"], request.path_params["index"]
+        # The id of an example outlives a change of the example.
+        headers = _CHECKED if EXAMPLE_ID.fullmatch(run_id) else _FOREVER
+        return _file(chunk_path(runs.find(run_id), index), "model/gltf-binary", headers)
 
     async def download(request: Request) -> Response:
         run_id, result = request.path_params["run"], request.path_params["format"]
         if result not in MEDIA_TYPES:
             return _refusal(404, f"There is no format {result[:20]!r}; choose one of {', '.join(MEDIA_TYPES)}.")
-        path = await run_in_threadpool(result_path, runs.find(run_id), runs.manifest(run_id), result)
+        folder, manifest = runs.find(run_id), runs.manifest(run_id)
+        path = await to_thread.run_sync(result_path, folder, manifest, result, limiter=making)
         return _file(path, MEDIA_TYPES[result], _NEVER, path.name)
 
     async def picture(request: Request) -> Response:
@@ -117,7 +123,11 @@ def _route(path: str, endpoint: Endpoint, method: str = "GET") -> Route:
             return _refusal(409, str(error))
         except InputError as error:
             return _refusal(400, str(error))
-        except OSError:
+        except FileNotFoundError:
+            return _refusal(404, "There is no such file: the run was deleted meanwhile.")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
             return _refusal(507, "The disk of the server is full. Try again later.")
         except ClientDisconnect:
             return Response(status_code=499)

@@ -129,9 +129,10 @@ class Run:
             if all(self._manifest[key] == value for key, value in changes.items()):
                 return
             manifest = {**self._manifest, **changes, "version": self._manifest["version"] + 1}
+            content = json.dumps(manifest, allow_nan=False).encode()  # what is no JSON reaches nobody
             try:
                 if self._has_folder:
-                    write_atomically(self.folder / MANIFEST, json.dumps(manifest, allow_nan=False).encode())
+                    write_atomically(self.folder / MANIFEST, content)
             finally:
                 self._publish(manifest)
 
@@ -211,8 +212,9 @@ class Run:
     def end(self, status: str, message: str) -> None:
         """Write the last word. A run without a frame leaves no file behind."""
         if not self.count:
-            self._has_folder = False
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with self._writing:  # or an update in another thread would make the folder anew
+                self._has_folder = False
+                shutil.rmtree(self.folder, ignore_errors=True)
         changes = {
             "status": status,
             "message": self._with_notes(message),

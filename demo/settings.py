@@ -170,7 +170,8 @@ class RunSettings:
     def session(self, model: StreamVGGT) -> StreamSession:
         """Begin a stream as chosen."""
         choice = MEMORIES[self.memory]
-        return StreamSession(model, choice.policy, memory=choice.memory, size=self.width_px or None)
+        outputs = {"camera", "depth"} | ({"points"} if self.geometry == "points" else set())
+        return StreamSession(model, choice.policy, memory=choice.memory, size=self.width_px or None, outputs=outputs)
 
     def to_json(self) -> dict[str, Any]:
         """Return the choices for the manifest."""

@@ -19,7 +19,7 @@ from .jobs import BusyError, Runs
 from .results import NotReadyError
 from .routes import address_of, run_routes, viewer_of
 from .run import DOWNLOADS
-from .settings import GEOMETRIES, MEMORIES, MODELS, RunSettings, SettingsError
+from .settings import GEOMETRIES, MEMORIES, MODELS, WIDTHS, RunSettings, SettingsError
 
 # Fills in what only the browser knows: the run that the page shows.
 _WITH_FORMER = "(...values) => [...values.slice(0, -1), window.streamvggtPage.current()]"
@@ -100,7 +100,7 @@ def _settings_controls() -> dict[str, gr.components.Component]:
         max_frames = gr.Slider(1, 300, default.max_frames, step=1, label="Frames at most, of a video or images")
         widths = [
             ("As the network was trained", 0),
-            *((f"{width} pixels", width) for width in (112, 168, 224, 294, 392, 518)),
+            *((f"{width} pixels", width) for width in WIDTHS),
         ]
         width = gr.Dropdown(widths, value=default.width_px, label="Width of the frames")
         model = gr.Radio(
@@ -205,12 +205,12 @@ def _public_endpoint(runs: Runs, video: gr.Video, controls: list[gr.components.C
 
         Args:
             video: a video file or an animated GIF.
-            fps: frames taken a second of video, 0.2 to 30.
+            fps: frames taken a second of video, 0.5 to 30.
             max_frames: frames taken at most, 1 to 300.
-            width_px: width to which frames are resized, a multiple of 14 from 56 to 518; 0 for the network's own.
+            width_px: width to which frames are resized: 112, 168, 224, 294, 392 or 518; 0 for the network's own.
             model: "small", or "released" for the large weights, which may not be used commercially.
-            memory: frames that the stream remembers: "window", "short" or "all".
-            geometry: "depth" or "points".
+            memory: frames that the stream remembers: "window", "keyframes", "short" or "all".
+            geometry: "depth", or "points" for the network's point map, which the file "npz" then holds as well.
             confidence: percent of the least certain points to leave out, 0 to 90.
             mask_sky: leave out what looks like sky.
             mask_black: leave out a black background.

@@ -4,6 +4,7 @@ import pickle
 import sys
 import types
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,18 @@ def test_a_network_is_loaded_once(monkeypatch):
     assert loads == ["tiny"]
 
 
+def test_a_page_that_is_opened_does_not_take_away_the_network_in_use(monkeypatch):
+    loads = []
+    monkeypatch.setattr(engines, "load_model", lambda source, **options: loads.append(source) or load_model("tiny"))
+    engine = Engine()
+    engine.preload()
+    assert loads == ["small"]
+    stream(engine)
+    engine.preload()
+    stream(engine)
+    assert loads == ["small", "tiny"]
+
+
 def without_hub(source, **options):
     if source != "small":
         raise CheckpointError(f"{source} is not in the cache and the Hub cannot be reached: check the connection")
@@ -107,6 +120,7 @@ class LentGPU:
 
     def __init__(self):
         self.asked_s = []
+        self.before_work = lambda: None
 
     def module(self):
         module = types.ModuleType("spaces")
@@ -120,6 +134,7 @@ class LentGPU:
                 crossed = pickle.loads(pickle.dumps(arguments))
                 assert not tensors_in(crossed)
                 self.asked_s.append(duration(*arguments))
+                self.before_work()
                 for answer in function(*crossed):
                     assert not tensors_in(answer)
                     yield pickle.loads(pickle.dumps(answer))
@@ -137,10 +152,15 @@ def tensors_in(value):
     return isinstance(value, torch.Tensor | torch.nn.Module)
 
 
-def test_a_gpu_lent_by_the_call_gives_the_same_stream_with_arrays_only_across_the_border(monkeypatch):
+@pytest.fixture
+def lent(monkeypatch):
     lent = LentGPU()
     monkeypatch.setitem(sys.modules, "spaces", lent.module())
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    return lent
+
+
+def test_a_gpu_lent_by_the_call_gives_the_same_stream_with_arrays_only_across_the_border(lent, monkeypatch):
     engine = Engine()
     assert engine.on_zero_gpu
     steps = stream(engine)
@@ -150,6 +170,34 @@ def test_a_gpu_lent_by_the_call_gives_the_same_stream_with_arrays_only_across_th
     np.testing.assert_array_equal([s.prediction.depth for s in steps], [s.prediction.depth for s in expected])
     assert [step.cache_bytes for step in steps] == [step.cache_bytes for step in expected]
     assert lent.asked_s == [gpu_seconds(3, TINY)]
+
+
+def test_a_worker_that_was_forked_with_another_network_takes_the_one_that_was_chosen(lent):
+    engine = Engine()
+
+    def forked_earlier():
+        engine._loaded = ("small", None)
+
+    lent.before_work = forked_earlier
+    steps, expected = stream(engine), stream(Engine())
+    np.testing.assert_array_equal([s.prediction.depth for s in steps], [s.prediction.depth for s in expected])
+
+
+@pytest.mark.parametrize(
+    ("reported", "told"),
+    [
+        ("OutOfMemoryError", "Three remedies"),
+        ("GPU task aborted", "time of the GPU ran out"),
+        ("You have exceeded your <a href='x'>GPU quota</a>.", r"could not be had: You have exceeded your GPU quota\.$"),
+    ],
+)
+def test_what_the_lender_of_the_gpu_reports_reaches_the_visitor(lent, reported, told):
+    def refuse():
+        raise gr.Error(reported)
+
+    lent.before_work = refuse
+    with pytest.raises(EngineError, match=told):
+        stream(Engine())
 
 
 def test_the_time_asked_for_grows_with_frames_and_width_up_to_a_limit():

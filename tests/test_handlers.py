@@ -122,6 +122,7 @@ def test_points_lie_where_the_chosen_geometry_says(runs, video):
         _, folder = run_video(runs, video, max_frames=1, geometry=geometry, confidence=0)
         (prediction,) = predictions(folder)
         points = positions(folder / "chunks" / "000000.glb") * (1, -1, -1)
+        assert (prediction.world_points is None) == (geometry == "depth")  # what is not shown is not computed
         if geometry == "points":
             every = prediction.world_points.reshape(-1, 3)
         else:
@@ -320,6 +321,17 @@ def test_the_film_plays(done, monkeypatch):
     monkeypatch.setattr("demo.results.FILM_HW", (48, 64))
     with av.open(str(result(done, "mp4"))) as container:
         assert sum(1 for _ in container.decode(video=0)) > 20
+
+
+def test_a_scene_without_points_has_every_file_but_the_film(runs, tmp_path):
+    path = tmp_path / "white.png"
+    Image.new("RGB", (56, 42), (255, 255, 255)).save(path)
+    run_id = handlers.start_images(runs, [str(path)], RunSettings(**TINY_VALUES | {"mask_white": True}))
+    done = wait_for_end(runs, run_id), runs.find(run_id)
+    assert done[0]["stats"]["points"] == 0
+    assert all(result(done, name).stat().st_size for name in ("glb", "ply", "colmap", "tum", "npz"))
+    with pytest.raises(NotReadyError, match="no points to film"):
+        result(done, "mp4")
 
 
 def test_a_file_is_made_once(done):

@@ -2,6 +2,7 @@
 
 import io
 import wave
+from pathlib import Path
 
 import av
 import numpy as np
@@ -202,6 +203,16 @@ def test_names_are_shown_without_paths_markup_and_control_characters(name, shown
 def test_a_bad_live_frame_is_refused(body, message):
     with pytest.raises(InputError, match=message):
         check_live_frame(body, LIMITS)
+
+
+def test_what_breaks_while_decoding_is_told_without_the_folder_of_the_upload(tmp_path):
+    paths = [write_image(tmp_path / f"{i}.jpg") for i in range(2)]
+    content = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(content[:-20])  # the size is there, not all pixels are
+    clip = check_images(paths, RunSettings(), LIMITS)
+    with pytest.raises(InputError, match=r"1\.jpg is not a readable image") as caught:
+        list(clip.frames(RunSettings(), LIMITS))
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_live_frame_is_decoded_and_a_damaged_one_is_none():

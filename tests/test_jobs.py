@@ -4,7 +4,10 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import stat
+import threading
+from types import SimpleNamespace
 
 import pytest
 from runs import TINY, Clock, Still, Work, files_in, make_runs, run_async, wait_for, wait_for_end
@@ -13,6 +16,7 @@ from demo.inputs import InputError
 from demo.jobs import BusyError, RunNotFoundError
 from demo.live import LiveCamera
 from demo.settings import Limits
+from streamvggt import write_atomically
 
 LIMITS = Limits(grace_s=60, run_s=600, waiting=3, keep_s=1000, keep_bytes=10_000)
 
@@ -150,6 +154,40 @@ def test_stop_takes_a_run_out_of_the_queue_and_leaves_no_file(runs, work):
     runs.stop(second)
     assert wait_for_end(runs, second)["status"] == "stopped"
     assert not (runs.folder / second).exists()
+
+
+def test_a_run_that_ends_while_its_manifest_is_written_leaves_no_file(runs, work, monkeypatch):
+    start(runs)
+    work.begun.get(timeout=10)
+    run = runs._runs[start(runs)]
+    writing, removed = threading.Event(), threading.Event()
+
+    def write(path, content):
+        writing.set()
+        removed.wait(0.2)  # whoever waits for this write is let go on after a while
+        write_atomically(path, content)
+
+    def remove(folder, **options):
+        shutil.rmtree(folder, **options)
+        removed.set()
+
+    monkeypatch.setattr("demo.run.write_atomically", write)
+    monkeypatch.setattr("demo.run.shutil", SimpleNamespace(rmtree=remove))
+    writer = threading.Thread(target=run.waits_behind, args=(7,))
+    writer.start()
+    assert writing.wait(10)
+    runs.stop(run.id)
+    writer.join()
+    assert run.manifest["status"] == "stopped"
+    assert not run.folder.exists()
+
+
+def test_a_manifest_with_a_number_that_is_none_reaches_nobody(runs, work):
+    run_id = start(runs)
+    assert work.begun.get(timeout=10) == run_id
+    with pytest.raises(ValueError, match="JSON"):
+        runs._runs[run_id].update(stats={"points": float("nan")})
+    json.dumps(runs.manifest(run_id), allow_nan=False)
 
 
 def test_stop_closes_the_source_so_that_nothing_waits_for_frames(runs):

@@ -331,6 +331,18 @@ def test_a_link_opens_the_run_in_a_fresh_browser_and_fits_a_phone(browser, app, 
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_reload_shows_the_run_that_was_started_and_not_that_of_the_link(browser, app, finished):
+    with visit(browser, app, f"/?run={finished}") as page:
+        wait_frames(page, 6)
+        start(page, app)
+        wait(page, f"{STATS}.run !== '{finished}'")
+        own = run_shown(page)
+        wait_status(page, "done")
+        page.reload()
+        wait(page, f"{STATS}?.frames === 6")
+        assert run_shown(page) == own
+
+
 def test_a_link_to_no_run_says_so(browser, app):
     with visit(browser, app, f"/?run={'x' * 22}") as page:
         for run in ("x" * 22, "../../etc/passwd", "%3Cimg src=x onerror=alert(1)%3E"):

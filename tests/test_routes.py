@@ -1,6 +1,7 @@
 """The HTTP side of runs, asked as a browser asks it, without a page."""
 
 import asyncio
+import errno
 import io
 import json
 import threading
@@ -161,6 +162,26 @@ def test_downloads_of_a_running_run_and_of_one_without_predictions_conflict(runs
     assert web.get(f"/runs/{finished(runs, work)}/download/ply").status_code == 409
 
 
+def test_a_run_that_is_swept_while_its_file_is_made_is_not_found(runs, work, web, monkeypatch):
+    def swept(folder, manifest, result):
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+    monkeypatch.setattr("demo.routes.result_path", swept)
+    answer = web.get(f"/runs/{finished(runs, work)}/download/glb")
+    assert (answer.status_code, answer.json()["error"]) == (
+        404,
+        "There is no such file: the run was deleted meanwhile.",
+    )
+
+
+def test_a_full_disk_is_told(runs, work, web, monkeypatch):
+    def full(folder, manifest, result):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("demo.routes.result_path", full)
+    assert web.get(f"/runs/{finished(runs, work)}/download/glb").status_code == 507
+
+
 def test_stop_ends_the_run(runs, work, web):
     run_id = runs.start(Still(), TINY)
     assert work.begun.get(timeout=10) == run_id
@@ -207,7 +228,9 @@ def test_an_example_is_served_like_a_run(runs, web):
     (folder / "picture.jpg").write_bytes(b"JPEG")
     (folder / "manifest.json").write_text(json.dumps({"status": "done", "count": 1, "version": 1, "title": "street"}))
     assert web.get("/runs/example-street/manifest").json()["run"] == "example-street"
-    assert web.get("/runs/example-street/chunks/0.glb").content == b"glTF"
+    chunk = web.get("/runs/example-street/chunks/0.glb")
+    assert chunk.content == b"glTF"
+    assert chunk.headers["cache-control"] == "no-cache"  # another example may come under this id
     assert web.get("/runs/example-street/picture").headers["content-type"] == "image/jpeg"
 
 

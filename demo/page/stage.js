@@ -22,9 +22,18 @@ function remembered() {
   }
 }
 
+/** The address names the run of a link; a reload must not bring that back in place of what came after it. */
+function forgetLink(run) {
+  const address = new URL(location.href);
+  if (address.searchParams.get("run") === run || !address.searchParams.has("run")) return;
+  address.searchParams.delete("run");
+  history.replaceState(history.state, "", address);
+}
+
 function open(run) {
   current = run;
   remember(run);
+  forgetLink(run);
   viewer?.open(run || null);
 }
 
