@@ -99,10 +99,8 @@ class Runs:
         Raises:
             BusyError: too many wait.
         """
-        if former:
-            self.leave(former, viewer)
         with self._changed:
-            if len(self._queue) >= self.limits.waiting:
+            if sum(run.id != former for run in self._queue) >= self.limits.waiting:
                 raise BusyError(f"{len(self._queue)} visitors wait already. Please come back in some minutes.")
             run_id = secrets.token_urlsafe(16)
             run = Run(run_id, self.folder / run_id, source, settings, self.limits, owner=owner, clock=self._clock)
@@ -111,6 +109,8 @@ class Runs:
             self._start_threads()
             self._changed.notify_all()
         self._tell_positions()
+        if former:  # only now: whoever is refused keeps it
+            self.leave(former, viewer)
         return run_id
 
     def find(self, run_id: str) -> Path:

@@ -128,6 +128,17 @@ def test_a_full_queue_refuses_and_says_so(runs, work):
         start(runs)
 
 
+def test_who_is_refused_keeps_the_former_run_and_one_that_waited_makes_room(runs, work):
+    at_work = start(runs)
+    work.begun.get(timeout=10)
+    waiting = [start(runs) for _ in range(LIMITS.waiting)][-1]
+    with pytest.raises(BusyError):
+        start(runs, former=at_work, viewer="one")
+    assert runs._runs[at_work].ending is None
+    start(runs, former=waiting, viewer="one")
+    assert runs.manifest(waiting)["status"] == "stopped"
+
+
 def test_two_workers_work_on_two_runs_at_once(tmp_path, work):
     runs = make_runs(tmp_path, work, LIMITS, workers=2)
     ids = {start(runs), start(runs)}
