@@ -9,7 +9,7 @@ concatenated, shifted or rotated again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -105,13 +105,12 @@ class Slots:
                 "start another stream"
             )
 
-    def kept(self) -> list[int]:
-        """Slots whose frames a policy with less room would keep, ascending."""
-        if self.capacity is None or len(self.frames) <= self.capacity:
-            return list(range(len(self.frames)))
-        policy = self.fallback if self.fallback is not None and self.policy.capacity is None else self.policy
-        kept = _kept(policy, sorted(self.frames), self.prototypes)
-        return [slot for slot, frame in enumerate(self.frames) if frame in kept]
+    def kept(self, policy: CachePolicy, slots: Collection[int]) -> list[int]:
+        """Those of ``slots`` whose frames another policy would keep, ascending."""
+        if policy.capacity is None or len(slots) <= policy.capacity:
+            return sorted(slots)
+        kept = _kept(policy, sorted(self.frames[slot] for slot in slots), self.prototypes)
+        return [slot for slot in sorted(slots) if self.frames[slot] in kept]
 
     def select(self, slots: Sequence[int]) -> None:
         """Hold the frames of these slots alone; they move to the first ones in this order."""

@@ -23,7 +23,7 @@ from .matching import MatchMemory, SoftMatch
 from .official import from_official
 from .policies import CachePolicy, KeepAll
 from .state import StreamState, TrackQuery
-from .static import no_limit, require_compiler, require_whole_frames
+from .static import require_compiler
 from .stores import STORAGES, Storage
 from .types import OUTPUTS, Predictions
 
@@ -90,17 +90,12 @@ class StreamVGGT(nn.Module):
                 'a network with attention="full" needs all frames at once and cannot stream; '
                 'build or load it with attention="causal"'
             )
-        if not hasattr(policy, "keep") or isinstance(policy, type):
-            raise ValueError(f"policy must be an instance such as KeepAll() or AnchorWindow(1, 15), got {policy!r}")
         if storage not in STORAGES:
             raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}")
         if camera_cache not in ("per_iteration", "shared"):
             raise ValueError(f'camera_cache must be "per_iteration" or "shared", got {camera_cache!r}')
         if compile:
             require_compiler(self.aggregator.camera_token.device.type)
-            require_whole_frames(policy, storage)
-            if policy.capacity is None and memory is None:
-                raise ValueError(no_limit(policy))
         return StreamState(
             self.config,
             policy,

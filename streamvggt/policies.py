@@ -71,6 +71,12 @@ class CachePolicy(Protocol):
         return self.capacity is not None and (other.capacity is None or self.capacity < other.capacity)
 
 
+def require_policy(policy: object) -> None:
+    """Raise ValueError for what is no policy; a class in place of an instance is the usual slip."""
+    if not hasattr(policy, "keep") or isinstance(policy, type):
+        raise ValueError(f"policy must be an instance such as KeepAll() or AnchorWindow(1, 15), got {policy!r}")
+
+
 def too_little_room(policy: CachePolicy, costs: Costs, frames: int) -> ValueError:
     """Say what ``frames`` whole frames would take."""
     needed = frames * (costs.tokens * costs.token + costs.frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -18,12 +19,15 @@ from .model import StreamVGGT
 from .policies import AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget
 from .safefiles import write_tensors
 from .state import StreamState, TrackQuery
+from .static import require_compiler
 
 FORMAT = "streamvggt session 1"
 _RULES = {
     rule.__name__: rule for rule in (AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget)
 }
 _SAMPLES = 64  # numbers of each tensor that tell a model from another
+
+logger = logging.getLogger(__name__)
 
 
 class SavedSessionError(RuntimeError):
@@ -114,8 +118,9 @@ def fingerprint(model: StreamVGGT) -> str:
 
 def _state(model: StreamVGGT, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StreamState:
     """Put a state together from what was read."""
-    names = ("storage", "camera_cache", "memory", "compile")
-    state = model.new_state(_rule(facts["asked"]), **{name: facts[name] for name in names})
+    options = {name: facts[name] for name in ("storage", "camera_cache", "memory")}
+    compiled = facts["compile"] and _can_compile(model)
+    state = model.new_state(_rule(facts["asked"]), compile=compiled, **options)
     slots = state.slots
     slots.frames, slots.num_frames = list(facts["frames"]), facts["num_frames"]
     slots.policy = _rule(facts["policy"])
@@ -139,6 +144,16 @@ def _state(model: StreamVGGT, facts: Mapping[str, Any], tensors: Mapping[str, Te
         TrackQuery(frame, tensors[f"query.{i}"], pyramids[frame]) for i, frame in enumerate(facts["queries"])
     ]
     return state
+
+
+def _can_compile(model: StreamVGGT) -> bool:
+    """Whether a compiled stream can go on so where the model is; a warning if not."""
+    try:
+        require_compiler(next(model.parameters()).device.type)
+    except ValueError as error:
+        logger.warning("%s; the stream goes on without", error)
+        return False
+    return True
 
 
 def _rule_facts(rule: object) -> dict[str, Any]:

@@ -139,7 +139,8 @@ class StreamSession:
     def resume(cls, model: StreamVGGT, path: str | Path) -> StreamSession:
         """Go on with a saved stream, in this process or another, where the weights of ``model`` are.
 
-        On the same kind of device the numbers that follow are those of a stream that was not stopped, bit for bit.
+        On the same kind of device the numbers that follow are those of a stream that was not stopped, bit for bit. One
+        that ran compiled code goes on without it, with a warning, where there is no compiler.
 
         Args:
             model: with the weights that the stream was saved with.

@@ -16,8 +16,8 @@ from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
 from .config import StreamVGGTConfig
 from .layers import RunBlock, run_block
 from .matching import MatchMemory
-from .policies import CachePolicy, Costs, Keyframes, TokenBudget
-from .static import StaticCache, StaticPlan, no_limit, require_whole_frames, run_compiled
+from .policies import CachePolicy, Costs, Keyframes, TokenBudget, require_policy
+from .static import StaticCache, StaticPlan, require_fixed_size, run_compiled
 from .stores import Storage, new_store
 from .tokens import LABEL_BYTES, TokenCache
 
@@ -86,6 +86,9 @@ class StreamState:
         memory: bytes that :attr:`allocated_bytes` never passes, see :func:`byte_count`; None for no limit.
         head_bytes: bytes of a number in the heads' precision.
         static: run blocks as compiled code, against caches of fixed size.
+
+    Raises:
+        ValueError: the policy is none, the memory is no amount, or caches of fixed size cannot hold what is asked for.
     """
 
     def __init__(
@@ -105,7 +108,8 @@ class StreamState:
         self.run: RunBlock = run_compiled if static else run_block
         self._head_bytes = head_bytes
         self._static = StaticPlan() if static else None
-        self._asked, self._memory = policy, None if memory is None else byte_count(memory)
+        self._memory = self._checked(policy, memory)
+        self._asked = policy
         self.reset()
 
     def reset(self) -> None:
@@ -210,7 +214,9 @@ class StreamState:
             self.slots = Slots(self._asked)  # a call that failed may have left buffers of another size
             self._make_caches()
         elif queries and self._memory is not None:
-            self._apply(self._asked)
+            # What took over from a policy without a limit stays.
+            took_over = self._asked.capacity is None and self.slots.policy.capacity is not None
+            self._apply(self.slots.policy if took_over else self._asked)
         self.slots.begin(num_frames)
 
     def commit(self, matches: MatchMemory) -> None:
@@ -227,18 +233,28 @@ class StreamState:
             memory: bytes from here on, as for a new stream; None for no limit.
 
         Raises:
-            ValueError: there is no room for the least that the policy needs. The streams are as they were.
+            ValueError: there is no room for the least that the policy needs, or as for new streams. The streams are as
+                they were.
         """
-        before = self._memory
-        self._memory = None if memory is None else byte_count(memory)
+        before, self._memory = self._memory, self._checked(policy, memory)
         try:
             if self.num_frames:
                 self._queries = len(self.tracks.queries)
                 self._apply(policy)
-        except ValueError:
+        except BaseException:
             self._memory = before
             raise
         self._asked = policy
+        if not self.num_frames:
+            self.reset()
+
+    def _checked(self, policy: CachePolicy, memory: int | str | None) -> int | None:
+        """Return ``memory`` in bytes; raise ValueError if it is none, or if the streams cannot have such a policy."""
+        require_policy(policy)
+        count = None if memory is None else byte_count(memory)
+        if self._static is not None:
+            require_fixed_size(policy, self.storage, count)
+        return count
 
     @property
     def caches(self) -> dict[str, KVCache]:
@@ -265,35 +281,32 @@ class StreamState:
             self.key_bytes = k.element_size()
             self.slots.policy, self.slots.fallback = self._fitted(self._asked)
         self.slots.choose(frame_prototypes(k, self.config.special_tokens))
-        if self._static is not None:
-            self._static.update(self.slots.plan, self._static_capacity(), k.device)
+        if self._static is not None and self.slots.capacity is not None:
+            self._static.update(self.slots.plan, self.slots.capacity, k.device)
         return self._blocks[0].attend(q, k, v)
-
-    def _static_capacity(self) -> int:
-        if self.slots.capacity is None:
-            raise ValueError(no_limit(self.slots.policy))
-        return self.slots.capacity
 
     def _apply(self, policy: CachePolicy) -> None:
         """Hold what ``policy`` holds within the memory."""
         self.slots.check_settled()
-        if self.compiled:
-            require_whole_frames(policy, self.storage)
         fitted, fallback = self._fitted(policy)
         by_tokens = isinstance(fitted, TokenBudget)
         thinned = [cache for cache in self._blocks if isinstance(cache, TokenCache)]
+        slots = set(range(len(self.slots.frames)))
         if thinned and not by_tokens:
             # Frames of which tokens have gone are of no use to a policy of whole frames.
-            self._hold(sorted(set.intersection(*(cache.whole() for cache in thinned))), always=True)
+            slots = set.intersection(*(cache.whole() for cache in thinned))
+        kept = self.slots.kept(fallback or fitted, slots)  # the last thing that may be refused
+        if thinned and not by_tokens:
+            self._hold(kept, always=True)
             self._blocks = [cache.to_frames(self.slots) for cache in thinned]
+            kept = list(range(len(kept)))
         self.slots.policy, self.slots.fallback = fitted, fallback
+        self._hold(kept)
         if by_tokens and not thinned:
-            self._hold(self.slots.kept())
             for layer, cache in enumerate(self._blocks):
                 self._blocks[layer] = thin = TokenCache.of_frames(cache, self.config.special_tokens)
                 if thin.exceeds_capacity:
                     thin.select(range(len(self.slots.frames)))
-        self._hold(self.slots.kept())
 
     def _hold(self, slots: list[int], *, always: bool = False) -> None:
         """Hold the frames of these slots alone, in buffers that are no larger than the policy allows."""

@@ -98,20 +98,17 @@ def run_compiled(block: nn.Module, x: Tensor, attend: Attend, rotary: Tensor | N
     return run_block(block, x, attend, rotary)
 
 
-def no_limit(policy: CachePolicy) -> str:
-    """Say why a policy cannot have caches of a fixed size."""
-    return (
-        f"compile=True needs caches of a fixed size, and {policy} sets no limit; take another policy, such as "
-        "AnchorWindow(1, 15), or give the stream a memory"
-    )
-
-
-def require_whole_frames(policy: CachePolicy, storage: Storage) -> None:
+def require_fixed_size(policy: CachePolicy, storage: Storage, memory: int | None) -> None:
     """Raise ValueError for caches that compiled code cannot write to."""
     if isinstance(policy, TokenBudget) or storage != "native":
         raise ValueError(
             f'compile=True needs a policy of whole frames and storage="native", got {policy} and {storage!r}; '
             "leave compile out, or take a policy such as Keyframes()"
+        )
+    if policy.capacity is None and memory is None:
+        raise ValueError(
+            f"compile=True needs caches of a fixed size, and {policy} sets no limit; take another policy, such as "
+            "AnchorWindow(1, 15), or give the stream a memory"
         )
 
 

@@ -63,7 +63,9 @@ class TokenCache(KVCache):
     @property
     def exceeds_capacity(self) -> bool:
         """Whether there is room for more than the policy holds."""
-        return self.store.tokens > self._policy.budget
+        scales = self.store.buffers.get("key_scales")  # a row a frame
+        too_many = scales is not None and scales.shape[2] > self._policy.capacity
+        return too_many or self.store.tokens > self._policy.budget
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write each frame over tokens that make room for it and attend over all that are held (an ``Attend``)."""

@@ -7,7 +7,7 @@ from reference import lively, relative_error
 
 from streamvggt import static
 from streamvggt.config import StreamVGGTConfig
-from streamvggt.policies import AnchorWindow, KeepAll, Keyframes
+from streamvggt.policies import AnchorWindow, KeepAll, Keyframes, TokenBudget
 from streamvggt.session import StreamSession
 
 FIELDS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
@@ -88,15 +88,36 @@ def test_without_a_limit_there_is_no_fixed_size(tiny, not_compiled):
     assert fixed.allocated_bytes <= limit
     state = tiny.new_state(AnchorWindow(1, 2), compile=True)
     tiny(images(1, 1), state=state)
-    state.set_policy(KeepAll())
-    with pytest.raises(ValueError, match="sets no limit"):
-        tiny(images(1, 1), state=state)
+    fresh = tiny.new_state(AnchorWindow(1, 2), compile=True)
+    for policy, reason in ((KeepAll(), "sets no limit"), (TokenBudget(40), "policy of whole frames")):
+        for changed in (fresh, state):
+            with pytest.raises(ValueError, match=reason):
+                changed.set_policy(policy)
+            assert changed.policy == AnchorWindow(1, 2)
+    assert tiny(images(1, 1), state=state).depth.isfinite().all()
 
 
 def test_where_no_compiler_is_the_error_says_what_to_do(tiny, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and no-such-compiler is not there"):
         StreamSession(tiny, AnchorWindow(1, 2), compile=True)
+
+
+def test_a_compiled_stream_goes_on_where_no_compiler_is(tiny, not_compiled, monkeypatch, tmp_path, caplog):
+    video = list(np.random.default_rng(0).integers(0, 256, (6, 28, 28, 3), dtype=np.uint8))
+    session = StreamSession(tiny, AnchorWindow(1, 2), size=28, compile=True)
+    want = [session.step(image).depth for image in video]
+    session.reset()
+    for image in video[:4]:
+        session.step(image)
+    session.save(tmp_path / "stream.safetensors")
+    for compiler, warnings in ((None, 0), ("no-such-compiler", 1)):
+        if compiler:
+            monkeypatch.setenv("CXX", compiler)
+        resumed = StreamSession.resume(tiny, tmp_path / "stream.safetensors")
+        assert resumed._state.compiled == (compiler is None)
+        np.testing.assert_allclose([resumed.step(image).depth for image in video[4:]], want[4:], rtol=1e-5)
+        assert caplog.text.count("no-such-compiler is not there") == warnings
 
 
 @pytest.mark.slow
