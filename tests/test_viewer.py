@@ -558,10 +558,13 @@ def test_a_picture_of_the_scene_is_saved(browser, server, address):
 def test_nothing_sticks_out_and_axe_finds_nothing_serious(browser, server, address, color_scheme, width):
     if not AXE.exists():
         pytest.skip("demo/viewer/node_modules is not installed; 'make setup' does")
-    server.run(extra={"downloads": [GLB_DOWNLOAD], "message": "A note."}).add(*walls(2))
+    title = "a-very-long-name-of-a-video-from-a-phone-2026…11-27.mp4"
+    server.run(extra={"downloads": [GLB_DOWNLOAD], "message": "A note.", "title": title}).add(*walls(2))
     with opened(browser, address, viewport={"width": width, "height": 900}, color_scheme=color_scheme) as page:
         wait(page, "s.frames === 2")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        badge, tools = (page.locator(f"#one {part}").bounding_box() for part in (".badge", ".corner"))
+        assert badge["x"] + badge["width"] < tools["x"]
         button(page, "Help (?)").click()
         assert page.locator("#one").get_attribute("data-theme") == color_scheme
         if color_scheme == "dark":
