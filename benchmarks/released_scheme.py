@@ -24,6 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from streamvggt.attention import Attend, full_attention
 from streamvggt.layers import Attention, Block
+from streamvggt.matching import MatchMemory
 from streamvggt.model import StreamVGGT
 from streamvggt.rope import rotary_table, rotate
 from streamvggt.types import Predictions
@@ -43,6 +44,7 @@ class ReleasedStream:
         self.num_frames = 0
         self._blocks: list[Pair | None] = [None] * model.config.depth
         self._camera: list[Pair | None] = [None] * model.config.camera_depth
+        self._matches = MatchMemory()
 
     def step(self, images: Tensor) -> Predictions:
         """Take the next frame ``[B, 1, 3, H, W]``, RGB in [0, 1], and predict as ``StreamVGGT.forward`` does.
@@ -58,20 +60,17 @@ class ReleasedStream:
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Forget the frames that are taken inside."""
-        before = self.num_frames, list(self._blocks), list(self._camera)
+        before = self.num_frames, list(self._blocks), list(self._camera), self._matches
         yield
-        self.num_frames, self._blocks, self._camera = before
+        self.num_frames, self._blocks, self._camera, self._matches = before
 
     def _aggregate(self, images: Tensor) -> dict[int, Tensor]:
         """Tokens of all layers, ``[B, 1, P, 2 C]`` each, in the precision of the heads."""
         config, aggregator = self.model.config, self.model.aggregator
-        mean = images.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        std = images.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        pixels = ((images - mean) / std).to(aggregator.camera_token.dtype)
-        patches = self.model.encoder(pixels[:, 0])
+        grid_hw = (images.shape[-2] // config.patch_size, images.shape[-1] // config.patch_size)
+        patches = self._patches(images, grid_hw).to(aggregator.camera_token.dtype)
         special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)[:, min(self.num_frames, 1)]
         x = torch.cat([special.expand(len(patches), -1, -1), patches], dim=1)[:, None]
-        grid_hw = (images.shape[-2] // config.patch_size, images.shape[-1] // config.patch_size)
         rotary = rotary_table(grid_hw, config.special_tokens, aggregator.head_dim, images.device)
         layers = []
         for i, (frame_block, global_block) in enumerate(
@@ -82,6 +81,19 @@ class ReleasedStream:
             layers.append(torch.cat([frame, x], dim=-1))
         dtype = self.model.camera_head.token_norm.weight.dtype
         return {i: layer.to(dtype) for i, layer in enumerate(layers)}
+
+    def _patches(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """Patches of the frame ``[B, N, C]``; what the bundled network adds to them is no matter of the scheme."""
+        model = self.model
+        encoded = model._encode(images)
+        patches = encoded.patches
+        if model.encoder_proj is not None:
+            patches = model.encoder_proj(patches.to(model.encoder_proj.weight.dtype))
+        if model.soft_match is not None and encoded.early is not None:
+            descriptors = model.soft_match.describe(encoded.early)
+            found, self._matches = model.soft_match(descriptors, self._matches, grid_hw)
+            patches = patches + found
+        return patches[:, 0]
 
     def _global_block(self, i: int, block: Block, x: Tensor, rotary: Tensor) -> Tensor:
         """Map ``[B, 1, P, C]`` to the same through global block ``i`` and its memory."""

@@ -91,9 +91,10 @@ class Stream:
     def undone(self) -> Iterator[None]:
         """Forget the frames that are taken inside; slots that they filled are free again."""
         slots = self.state.slots
-        before = slots.frames, slots.prototypes, slots.num_frames
+        before, matches = (slots.frames, slots.prototypes, slots.num_frames), self.state.matches
         yield
         slots.frames, slots.prototypes, slots.num_frames = before
+        self.state.matches = matches
 
     def double(self) -> list[Tensor]:
         """Do what the caches do when they are full: copy all they hold to buffers of twice the size."""
