@@ -68,7 +68,9 @@ class ReleasedStream:
         """Tokens of all layers, ``[B, 1, P, 2 C]`` each, in the precision of the heads."""
         config, aggregator = self.model.config, self.model.aggregator
         grid_hw = (images.shape[-2] // config.patch_size, images.shape[-1] // config.patch_size)
-        patches = self._patches(images, grid_hw).to(aggregator.camera_token.dtype)
+        # What the bundled network adds to its patches is no matter of the scheme.
+        patches, self._matches = self.model._patches(self.model._encode(images), self._matches, grid_hw)
+        patches = patches[:, 0]
         special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)[:, min(self.num_frames, 1)]
         x = torch.cat([special.expand(len(patches), -1, -1), patches], dim=1)[:, None]
         rotary = rotary_table(grid_hw, config.special_tokens, aggregator.head_dim, images.device)
@@ -81,19 +83,6 @@ class ReleasedStream:
             layers.append(torch.cat([frame, x], dim=-1))
         dtype = self.model.camera_head.token_norm.weight.dtype
         return {i: layer.to(dtype) for i, layer in enumerate(layers)}
-
-    def _patches(self, images: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """Patches of the frame ``[B, N, C]``; what the bundled network adds to them is no matter of the scheme."""
-        model = self.model
-        encoded = model._encode(images)
-        patches = encoded.patches
-        if model.encoder_proj is not None:
-            patches = model.encoder_proj(patches.to(model.encoder_proj.weight.dtype))
-        if model.soft_match is not None and encoded.early is not None:
-            descriptors = model.soft_match.describe(encoded.early)
-            found, self._matches = model.soft_match(descriptors, self._matches, grid_hw)
-            patches = patches + found
-        return patches[:, 0]
 
     def _global_block(self, i: int, block: Block, x: Tensor, rotary: Tensor) -> Tensor:
         """Map ``[B, 1, P, C]`` to the same through global block ``i`` and its memory."""

@@ -231,6 +231,18 @@ class StreamVGGT(nn.Module):
         levels = self.encoder.levels(pixels, sorted({self.config.match_layer or 0, self.config.encoder_depth}), run)
         return Encoded(*(x.unflatten(0, images.shape[:2]) for x in (levels[-1], levels[0])))
 
+    def _patches(self, encoded: Encoded, matches: MatchMemory, grid_hw: tuple[int, int]) -> tuple[Tensor, MatchMemory]:
+        """Bring patches ``[B, S, N, C]`` to the width of the aggregator, with what soft matches add to them."""
+        patches = encoded.patches
+        if self.encoder_proj is not None:
+            patches = self.encoder_proj(patches.to(self.encoder_proj.weight.dtype))
+        if self.soft_match is not None and encoded.early is not None:
+            descriptors = self.soft_match.describe(encoded.early)
+            with full_precision(patches.device.type):
+                found, matches = self.soft_match(descriptors, matches, grid_hw)
+            patches = patches + found
+        return patches.to(self.aggregator.camera_token.dtype), matches
+
     def _aggregate(
         self,
         encoded: Encoded,
@@ -243,15 +255,7 @@ class StreamVGGT(nn.Module):
     ) -> tuple[dict[int, Tensor], MatchMemory]:
         """Look across frames; tokens of the layers that the heads read, in the heads' precision."""
         grid_hw = (image_hw[0] // self.config.patch_size, image_hw[1] // self.config.patch_size)
-        patches = encoded.patches
-        if self.encoder_proj is not None:
-            patches = self.encoder_proj(patches.to(self.encoder_proj.weight.dtype))
-        if self.soft_match is not None and encoded.early is not None:
-            descriptors = self.soft_match.describe(encoded.early)
-            with full_precision(patches.device.type):
-                found, matches = self.soft_match(descriptors, matches, grid_hw)
-            patches = patches + found
-        patches = patches.to(self.aggregator.camera_token.dtype)
+        patches, matches = self._patches(encoded, matches, grid_hw)
         layers = {self.config.depth - 1} if "camera" in outputs else set()
         if not {"depth", "points", "tracks"}.isdisjoint(outputs):
             layers |= {*self.config.dense_layers}
