@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .engine import Engine
 from .inputs import check_images, check_video
@@ -23,9 +27,20 @@ EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
 
 
 def open_runs(engine: Engine, limits: Limits = Limits()) -> Runs:  # noqa: B008 (frozen)
-    """Make the place of all runs: in ``STREAMVGGT_RUNS``, or a folder of its own among the temporary files."""
-    folder = Path(os.environ.get("STREAMVGGT_RUNS") or Path(tempfile.gettempdir()) / "streamvggt-runs")
-    return Runs(folder, EXAMPLES, partial(work, engine=engine), limits)
+    """Make the place of all runs, in ``STREAMVGGT_RUNS`` or in ``streamvggt-runs`` among the temporary files.
+
+    Servers that run at once each have a folder of their own in it, the first one free, so that none deletes the runs of
+    another; one that is started anew finds those of before.
+    """
+    place = Path(os.environ.get("STREAMVGGT_RUNS") or Path(tempfile.gettempdir()) / "streamvggt-runs")
+    for number in itertools.count(1):
+        folder = place / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", thread_local=False)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            break
+    return Runs(folder, EXAMPLES, partial(work, engine=engine), limits, lock=lock)
 
 
 def start_video(runs: Runs, path: str | None, settings: RunSettings, **visitor: str) -> str:

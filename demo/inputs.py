@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -44,7 +45,23 @@ class Clip:
     def close(self) -> None:
         """See :class:`demo.run.Source`: nothing to wait for."""
 
-    def frames(self, settings: RunSettings, limits: Limits) -> Iterator[Frame]:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def kept_in(self, folder: Path) -> Clip:
+        """Return this clip with files of its own in ``folder``: links where that can be, else copies."""
+        kept = [folder / str(number) / path.name for number, path in enumerate(self.paths)]
+        for path, place in zip(self.paths, kept, strict=True):
+            place.parent.mkdir(parents=True)
+            try:
+                place.hardlink_to(path)
+            except OSError:  # on another disk
+                shutil.copyfile(path, place)
+        return replace(self, paths=tuple(kept))
+
+    def frames(self, settings: RunSettings, limits: Limits, has_ended: Callable[[], bool]) -> Iterator[Frame]:
         """Decode, one frame at a time.
 
         Raises:
@@ -52,7 +69,7 @@ class Clip:
         """
         source = self.paths[0] if self.is_video else list(self.paths)
         try:
-            frames = read_frames(source, fps=settings.fps, max_frames=settings.max_frames)
+            frames = read_frames(source, fps=settings.fps, max_frames=settings.max_frames, stop=has_ended)
             # A recording that does not tell its length is cut where a longer video would have been refused.
             yield from takewhile(lambda frame: not self.is_video or frame.time_s <= limits.duration_s, frames)
         except VideoError as error:
@@ -89,7 +106,8 @@ def check_images(paths: Sequence[str] | None, settings: RunSettings, limits: Lim
     """Look at several images before they are decoded.
 
     Raises:
-        InputError: there are none or too many; one is too large or not an image; or their shapes differ.
+        InputError: there are none or too many; one is too large or not an image, or all together are; or their shapes
+            differ.
     """
     if not paths:
         raise InputError("Choose some images first.")
@@ -105,11 +123,15 @@ def check_images(paths: Sequence[str] | None, settings: RunSettings, limits: Lim
     if len(shapes) > 1:
         first, other = list(shapes.values())[:2]
         raise InputError(f"The images must share one shape: {first}, {other} pixels. Crop them, or leave some out.")
+    clip = Clip(f"{len(paths)} images", None, "", tuple(map(Path, paths)), False)
+    if clip.nbytes > limits.upload_bytes:
+        held, most = (f"{size / 2**20:,.0f} MB" for size in (clip.nbytes, limits.upload_bytes))
+        raise InputError(f"The images have {held} together; at most {most} are taken. Make them smaller.")
     total = min(len(paths), settings.max_frames)
     note = f"The first {total} of {len(paths)} images are taken." if total < len(paths) else ""
     if total == 1:
         note = "One image only: add more to see a scene grow."
-    return Clip(f"{len(paths)} images", total, note, tuple(map(Path, paths)), False)
+    return replace(clip, total=total, note=note)
 
 
 def check_live_frame(jpeg: bytes, limits: Limits) -> None:

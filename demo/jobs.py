@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .engine import EngineError
 from .inputs import InputError
@@ -27,10 +27,15 @@ from .live import LiveCamera
 from .run import DOWNLOADS, FINISHED, MANIFEST, PREDICTIONS, Run, Source
 from .settings import Limits, RunSettings
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 logger = logging.getLogger(__name__)
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 EXAMPLE_ID = re.compile(r"example-([a-z0-9][a-z0-9_-]{0,40})")
+
+UPLOADS = "uploads"  # beside the runs: what visitors sent, until the runs on it end
 
 _TIDY_EVERY_S = 5.0
 _POLL_S = 20.0  # a proxy may cut what is silent for longer
@@ -57,6 +62,7 @@ class Runs:
         workers: runs that are worked on at once.
         clock: seconds since 1970.
         tidy_in_background: whether a thread calls :meth:`tidy` every few seconds once there is a run.
+        lock: on the folder; :meth:`close` gives it back.
     """
 
     def __init__(
@@ -69,10 +75,11 @@ class Runs:
         workers: int = 2,
         clock: Callable[[], float] = time.time,
         tidy_in_background: bool = True,
+        lock: BaseFileLock | None = None,
     ) -> None:
         self.folder, self.examples, self.limits = folder, examples, limits
         self._work, self._clock, self._num_workers = work, clock, workers
-        self._tidy_in_background = tidy_in_background
+        self._tidy_in_background, self._lock = tidy_in_background, lock
         self._runs: dict[str, Run] = {}  # at work, or lately finished
         self._queue: list[Run] = []
         self._at_work: set[str] = set()
@@ -81,6 +88,7 @@ class Runs:
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
+        shutil.rmtree(folder / UPLOADS, ignore_errors=True)  # of a server that was killed
 
     def start(self, source: Source, settings: RunSettings, *, owner: str = "", former: str | None = None,
               viewer: str = "") -> str:  # fmt: skip
@@ -97,17 +105,23 @@ class Runs:
             The run's id, unguessable.
 
         Raises:
-            BusyError: too many wait.
+            BusyError: too many wait, or their uploads are too large together.
         """
-        with self._changed:
-            if sum(run.id != former for run in self._queue) >= self.limits.waiting:
-                raise BusyError(f"{len(self._queue)} visitors wait already. Please come back in some minutes.")
-            run_id = secrets.token_urlsafe(16)
-            run = Run(run_id, self.folder / run_id, source, settings, self.limits, owner=owner, clock=self._clock)
-            self._runs[run_id] = run
-            self._queue.append(run)
-            self._start_threads()
-            self._changed.notify_all()
+        run_id = secrets.token_urlsafe(16)
+        uploads = self.folder / UPLOADS / run_id
+        self._require_room(source, former)
+        try:
+            source = source.kept_in(uploads)  # whoever took it in may delete it before its turn comes
+            with self._changed:
+                self._require_room(source, former)  # others may have come meanwhile
+                run = Run(run_id, self.folder / run_id, source, settings, self.limits, owner=owner, clock=self._clock)
+                self._runs[run_id] = run
+                self._queue.append(run)
+                self._start_threads()
+                self._changed.notify_all()
+        except BaseException:
+            shutil.rmtree(uploads, ignore_errors=True)
+            raise
         self._tell_positions()
         if former:  # only now: whoever is refused keeps it
             self.leave(former, viewer)
@@ -211,6 +225,20 @@ class Runs:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _require_room(self, source: Source, former: str | None) -> None:
+        """Raise BusyError where a run on ``source`` cannot wait here."""
+        with self._changed:
+            if sum(run.id != former for run in self._queue) >= self.limits.waiting:
+                raise BusyError(f"{len(self._queue)} visitors wait already. Please come back in some minutes.")
+            held = sum(run.nbytes for run in self._runs.values() if not run.finished and run.id != former)
+            if held + source.nbytes > self.limits.upload_bytes:
+                raise BusyError(
+                    f"The videos and images that wait already have {held / 2**20:,.0f} MB. "
+                    "Please come back in some minutes, or take something smaller."
+                )
 
     def _start_threads(self) -> None:
         if self._threads:
@@ -251,11 +279,15 @@ class Runs:
             if (ending := run.ending) is None:
                 run.begin()
                 ending = self._work(run)
-            run.end(*(("done", "") if ending is None else ("stopped", ending)))
+            self._end(run, *(("done", "") if ending is None else ("stopped", ending)))
         except Exception as error:
-            run.end("stopped" if run.count else "failed", _for_people(error))
+            self._end(run, "stopped" if run.count else "failed", _for_people(error))
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 self._make_room(run)
+
+    def _end(self, run: Run, status: str, message: str) -> None:
+        shutil.rmtree(self.folder / UPLOADS / run.id, ignore_errors=True)
+        run.end(status, message)
 
     def _make_room(self, run: Run) -> None:
         """Give up what only downloads need, so that other runs can go on."""
@@ -284,7 +316,7 @@ class Runs:
             unwanted = [(run, ending) for run in self._queue if (ending := run.ending) is not None]
             self._queue = [run for run in self._queue if all(run is not other for other, _ in unwanted)]
         for run, ending in unwanted:
-            run.end("stopped", ending)
+            self._end(run, "stopped", ending)
         if unwanted:
             self._tell_positions()
 

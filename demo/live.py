@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from streamvggt import Frame
 
@@ -24,6 +25,7 @@ class LiveCamera:
     total = None
     note = ""
     live = True
+    nbytes = 0
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
@@ -55,7 +57,11 @@ class LiveCamera:
             self._closed = True
             self._changed.notify_all()
 
-    def frames(self, settings: RunSettings, limits: Limits) -> Iterator[Frame]:
+    def kept_in(self, folder: Path) -> LiveCamera:
+        """See :class:`demo.run.Source`: there is no file."""
+        return self
+
+    def frames(self, settings: RunSettings, limits: Limits, has_ended: Callable[[], bool]) -> Iterator[Frame]:
         """Yield the newest frame each time one is asked for, until none came for ``live_idle_s``."""
         first_s = None
         index = 0
@@ -67,6 +73,8 @@ class LiveCamera:
                 (time_s, jpeg), self._newest = self._newest, None
             image = decode_live_frame(jpeg)
             if image is None:
+                if has_ended():
+                    return
                 continue
             first_s = time_s if first_s is None else first_s
             yield Frame(image, index, time_s - first_s)

@@ -35,7 +35,8 @@ def reconstruct(run: Run, engine: Engine) -> str | None:
     sample = np.empty(0, np.float32)
     num_points = 0
     thinning = run.settings.thinning()
-    with closing(engine.stream(run.source.frames(run.settings, run.limits), run.settings, run.notice)) as steps:
+    frames = run.source.frames(run.settings, run.limits, lambda: run.ending is not None)
+    with closing(engine.stream(frames, run.settings, run.notice)) as steps:
         for step in steps:
             cloud = thinning.new_points(frame_cloud(step.prediction, run.settings), step.prediction)
             write_atomically(prediction_path(run.folder, run.count), prediction_bytes(step.prediction))

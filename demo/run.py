@@ -49,8 +49,15 @@ class Source(Protocol):
     def live(self) -> bool:
         """Whether frames come from a camera while the run goes on."""
 
-    def frames(self, settings: RunSettings, limits: Limits) -> Iterator[Frame]:
-        """Yield the frames, one at a time."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files that hold the frames."""
+
+    def kept_in(self, folder: Path) -> Source:
+        """Return a source of the same frames whose files lie in a folder, made if there are any."""
+
+    def frames(self, settings: RunSettings, limits: Limits, has_ended: Callable[[], bool]) -> Iterator[Frame]:
+        """Yield the frames, one at a time; look at ``has_ended`` wherever the next one may be long in coming."""
 
     def close(self) -> None:
         """Let a call of :meth:`frames` that waits for a frame come to its end."""
@@ -81,7 +88,7 @@ class Run:
         clock: Callable[[], float],
     ) -> None:
         self.id, self.folder, self.source, self.settings, self.limits = run_id, folder, source, settings, limits
-        self.owner = owner
+        self.owner, self.nbytes = owner, source.nbytes
         self.watchers = Watchers(clock)
         # What a request set up, such as whose GPU quota it is, holds for the thread that does the work.
         self.context = contextvars.copy_context()

@@ -198,6 +198,7 @@ class Limits:
         pixels: most pixels of a frame as it comes; 8K is over, 4K under it.
         images: most images of one run.
         waiting: most runs in the queue.
+        upload_bytes: most bytes of all uploads that wait or are worked on.
         run_s: longest time a run may compute.
         grace_s: a run that nobody watches ends after so long.
         live_frames: most frames of a live camera run.
@@ -212,6 +213,7 @@ class Limits:
     pixels: int = 4096 * 2304
     images: int = 300
     waiting: int = 20
+    upload_bytes: int = 2 * 2**30
     run_s: float = 900
     grace_s: float = 60
     live_frames: int = 600

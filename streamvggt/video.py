@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -77,6 +77,7 @@ def read_frames(
     *,
     fps: float | None = None,
     max_frames: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Frame]:
     """Yield the frames of a video, an image, a folder of images or a list, one at a time.
 
@@ -93,6 +94,8 @@ def read_frames(
             of ``1 / fps``, so that each frame comes at most once; None for every frame. Folders and lists have no
             time stamps: all of their images are taken, and ``fps`` (1 if None) is the rate at which they were made.
         max_frames: stop after so many frames, >= 1; None for all.
+        stop: asked before each frame of a video or an animation, also those between the samples: a file may have very
+            many of them. True ends the reading.
 
     Yields:
         Frame: RGB, uint8 ``[h, w, 3]``; ``index`` counts the yielded frames; ``time_s`` starts at 0. Images of a folder
@@ -119,10 +122,10 @@ def read_frames(
         return _limited(_stills(_images_in(path), fps), max_frames)
     _check_file(path)
     if not _is_image(path):
-        return _limited(_video_frames(path, fps), max_frames)
+        return _limited(_video_frames(path, fps, stop), max_frames)
     with _opened_image(path) as image:
         animated = _num_pictures(image) > 1
-    return _limited(_animation_frames(path, fps) if animated else _stills([path], fps), max_frames)
+    return _limited(_animation_frames(path, fps, stop) if animated else _stills([path], fps), max_frames)
 
 
 def describe_video(path: str | Path) -> VideoInfo:
@@ -170,6 +173,17 @@ def _sampled(timed: Iterable[tuple[T, float]], fps: float | None) -> Iterator[tu
         if tick > last_tick:
             last_tick = tick
             yield item, time_s
+
+
+class _Stopped(Exception):  # noqa: N818 (it is no error)
+    """Raised through all that reads a file when the caller wants no more."""
+
+
+def _until(items: Iterable[T], stop: Callable[[], bool]) -> Iterator[T]:
+    for item in items:
+        if stop():
+            raise _Stopped
+        yield item
 
 
 # Files and folders
@@ -275,9 +289,9 @@ def _stills(items: Sequence[Path | ByteArray], fps: float | None) -> Generator[F
             yield Frame(pixels, index, time_s)
 
 
-def _animation_frames(path: Path, fps: float | None) -> Generator[Frame, None, None]:
-    with _opened_image(path) as image:
-        for index, (picture, time_s) in enumerate(_sampled(_timed_pictures(image), fps)):
+def _animation_frames(path: Path, fps: float | None, stop: Callable[[], bool]) -> Generator[Frame, None, None]:
+    with _opened_image(path) as image, suppress(_Stopped):
+        for index, (picture, time_s) in enumerate(_sampled(_until(_timed_pictures(image), stop), fps)):
             yield Frame(to_rgb(picture), index, time_s)
 
 
@@ -295,9 +309,9 @@ def _timed_pictures(image: Image.Image) -> Iterator[tuple[Image.Image, float]]:
 # Video
 
 
-def _video_frames(path: Path, fps: float | None) -> Generator[Frame, None, None]:
-    with _opened_video(path) as (container, stream):
-        timed = _timed(_decoded(container, stream, path), container, stream, path)
+def _video_frames(path: Path, fps: float | None, stop: Callable[[], bool]) -> Generator[Frame, None, None]:
+    with _opened_video(path) as (container, stream), suppress(_Stopped):
+        timed = _timed(_decoded(container, stream, path, stop), container, stream, path)
         for index, (decoded, time_s) in enumerate(_sampled(timed, fps)):
             yield Frame(_to_pixels(decoded, stream), index, time_s)
 
@@ -338,13 +352,15 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+def _decoded(
+    container: InputContainer, stream: VideoStream, path: Path, stop: Callable[[], bool] = lambda: False
+) -> Iterator[VideoFrame]:
     """Decode packet by packet, so that a damaged packet costs its own frames only."""
     import av
 
     num_frames = num_skipped = 0
     try:
-        for packet in container.demux(stream):
+        for packet in _until(container.demux(stream), stop):
             try:
                 frames = packet.decode()
             except av.FFmpegError:

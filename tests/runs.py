@@ -35,11 +35,14 @@ class Still:
 
     title, total, note, live = "still", None, "", False
 
-    def __init__(self, title="still", total=None):
-        self.title, self.total = title, total
+    def __init__(self, title="still", total=None, nbytes=0):
+        self.title, self.total, self.nbytes = title, total, nbytes
         self.closed = False
 
-    def frames(self, settings, limits):
+    def kept_in(self, folder):
+        return self
+
+    def frames(self, settings, limits, has_ended):
         return iter(())
 
     def close(self):
@@ -132,6 +135,10 @@ def write_video(path, num_frames=4, size_wh=(112, 84), rate=10, codec="libx264")
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+def never():
+    return False
 
 
 def files_in(folder):

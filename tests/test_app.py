@@ -1,12 +1,19 @@
 """The page as a server: it starts, offers one endpoint, and serves runs beside Gradio."""
 
+import asyncio
+import runpy
+from pathlib import Path
+
 import httpx
 import pytest
+import uvicorn
 from gradio_client import Client, handle_file
 from runs import free_port, write_video
+from starlette.requests import HTTPConnection
 
 from demo.engine import Engine
 from demo.handlers import open_runs
+from demo.routes import address_of
 from demo.ui import build_demo, launch_options
 
 
@@ -45,3 +52,26 @@ def test_a_program_gets_a_manifest_for_each_frame_and_the_files(page, tmp_path):
     assert [name.rsplit("/", 1)[-1] for name in files] == ["scene.glb", "trajectory.txt"]
     chunk = httpx.get(f"{url}/runs/{manifest['run']}/chunks/2.glb")
     assert (chunk.status_code, chunk.headers["content-type"], chunk.content[:4]) == (200, "model/gltf-binary", b"glTF")
+
+
+def test_on_a_space_visitors_are_told_apart_by_what_its_proxies_say_and_not_by_what_they_say_themselves(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SPACE_ID", "someone/streamvggt")
+    monkeypatch.setenv("STREAMVGGT_RUNS", str(tmp_path))
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "")  # so that it is unset again afterwards
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS")
+    runpy.run_path(str(Path(__file__).parents[1] / "app.py"))["runs"].close()
+    seen = []
+
+    async def page(scope, receive, send):
+        seen.append(address_of(HTTPConnection(scope)))
+
+    server = uvicorn.Config(page)  # as Gradio makes it
+    server.load()
+    chain = [(b"x-forwarded-for", b"1.2.3.4, 203.0.113.7, 10.20.0.9")]
+    for peer in ("10.16.3.80", "198.51.100.3"):
+        scope = {"type": "http", "client": (peer, 1234), "headers": chain, "scheme": "http"}
+        asyncio.run(server.loaded_app(scope, None, None))
+    assert seen == ["203.0.113.7", "198.51.100.3"]

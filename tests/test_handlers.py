@@ -13,15 +13,15 @@ import pygltflib
 import pytest
 from evo.tools import file_interface
 from PIL import Image
-from runs import TINY, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
+from runs import TINY, Clock, Still, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
 
 from demo import handlers, reconstruction
 from demo.engine import Engine
 from demo.inputs import InputError
 from demo.reconstruction import read_prediction, reconstruct
 from demo.results import MOST_POINTS, NotReadyError, result_path
-from demo.settings import MEMORIES, MODELS, RunSettings, SettingsError
-from streamvggt import load_model, npz_bytes
+from demo.settings import MEMORIES, MODELS, Limits, RunSettings, SettingsError
+from streamvggt import Frame, load_model, npz_bytes
 
 TINY_VALUES = TINY.to_json()
 
@@ -91,6 +91,32 @@ def test_a_video_becomes_a_chunk_and_a_prediction_for_each_frame(runs, video):
 def test_frames_a_second_and_frames_at_most_are_kept(runs, video):
     assert run_video(runs, video, fps=5)[0]["count"] == 3
     assert run_video(runs, video, max_frames=2)[0]["count"] == 2
+
+
+def test_the_time_limit_ends_a_run_also_while_its_source_gives_nothing(tmp_path, engine):
+    class Barren(Still):
+        def frames(self, settings, limits, has_ended):
+            yield Frame(np.zeros((42, 56, 3), np.uint8), 0, 0.0)
+            while not has_ended():
+                clock.pass_s(400)
+
+    clock = Clock()
+    runs = make_runs(tmp_path, lambda run: reconstruct(run, engine), Limits(run_s=900, grace_s=1e9), clock=clock)
+    manifest = wait_for_end(runs, runs.start(Barren(), TINY))
+    runs.close()
+    assert (manifest["status"], manifest["count"]) == ("stopped", 1)
+    assert "The time limit of 15 minutes came after one frame" in manifest["message"]
+
+
+def test_servers_that_run_at_once_have_folders_of_their_own_and_the_next_one_finds_the_old_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("STREAMVGGT_RUNS", str(tmp_path))
+    first, second = handlers.open_runs(None), handlers.open_runs(None)
+    assert first.folder != second.folder
+    first.close()
+    third = handlers.open_runs(None)
+    assert third.folder == first.folder
+    second.close()
+    third.close()
 
 
 def test_the_width_is_that_of_the_frames(runs, video):

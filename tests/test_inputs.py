@@ -1,5 +1,6 @@
 """What visitors hand in: each bad input has its message, and is refused before a network is asked."""
 
+import errno
 import io
 import wave
 from pathlib import Path
@@ -8,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from runs import TINY, write_video
+from runs import TINY, never, write_video
 
 from demo.inputs import InputError, check_images, check_live_frame, check_video, decode_live_frame, short_name
 from demo.settings import Limits, RunSettings
@@ -33,7 +34,7 @@ def test_a_video_tells_how_many_frames_will_come(tmp_path):
     clip = check_video(path, RunSettings(fps=5, max_frames=4), LIMITS)
     assert (clip.total, clip.title) == (4, "clip.mp4")
     assert clip.note == "The first 4 of about 10 frames are taken."
-    assert len(list(clip.frames(RunSettings(fps=5, max_frames=4), LIMITS))) == 4
+    assert len(list(clip.frames(RunSettings(fps=5, max_frames=4), LIMITS, never))) == 4
 
 
 @pytest.mark.parametrize("fps", [1, 3, 10, 25])
@@ -41,7 +42,7 @@ def test_the_announced_number_is_within_one_of_what_comes(tmp_path, fps):
     path = str(write_video(tmp_path / "clip.mp4", num_frames=23, rate=10))
     settings = RunSettings(fps=fps)
     clip = check_video(path, settings, LIMITS)
-    assert abs(clip.total - len(list(clip.frames(settings, LIMITS)))) <= 1
+    assert abs(clip.total - len(list(clip.frames(settings, LIMITS, never)))) <= 1
 
 
 def write_sound(path):
@@ -128,7 +129,7 @@ def test_a_video_and_a_gif_of_one_frame_are_taken_with_a_remark(tmp_path):
         clip = check_video(str(tmp_path / name), TINY, LIMITS)
         assert clip.total == 1
         assert "One frame only" in clip.note
-        assert len(list(clip.frames(TINY, LIMITS))) == 1
+        assert len(list(clip.frames(TINY, LIMITS, never))) == 1
 
 
 def test_a_gif_does_not_tell_its_length_and_is_taken(tmp_path):
@@ -136,7 +137,7 @@ def test_a_gif_does_not_tell_its_length_and_is_taken(tmp_path):
     pictures[0].save(tmp_path / "clip.gif", save_all=True, append_images=pictures[1:], duration=500)
     clip = check_video(str(tmp_path / "clip.gif"), TINY, LIMITS)
     assert clip.total is None
-    assert len(list(clip.frames(TINY, LIMITS))) == 4
+    assert len(list(clip.frames(TINY, LIMITS, never))) == 4
 
 
 def test_a_recording_without_a_length_is_cut_at_the_limit(tmp_path):
@@ -144,14 +145,14 @@ def test_a_recording_without_a_length_is_cut_at_the_limit(tmp_path):
     pictures[0].save(tmp_path / "clip.gif", save_all=True, append_images=pictures[1:], duration=1000)
     limits = Limits(duration_s=2.5)
     clip = check_video(str(tmp_path / "clip.gif"), TINY, limits)
-    assert [frame.time_s for frame in clip.frames(TINY, limits)] == [0, 1, 2]
+    assert [frame.time_s for frame in clip.frames(TINY, limits, never)] == [0, 1, 2]
 
 
 def test_images_are_taken_in_their_order(tmp_path):
     paths = [write_image(tmp_path / f"{name}.png") for name in "cab"]
     clip = check_images(paths, TINY, LIMITS)
     assert (clip.total, clip.title) == (3, "3 images")
-    assert [frame.name for frame in clip.frames(TINY, LIMITS)] == ["c.png", "a.png", "b.png"]
+    assert [frame.name for frame in clip.frames(TINY, LIMITS, never)] == ["c.png", "a.png", "b.png"]
     assert check_images(paths, RunSettings(max_frames=2), LIMITS).note == "The first 2 of 3 images are taken."
     assert "One image only" in check_images(paths[:1], TINY, LIMITS).note
 
@@ -159,6 +160,53 @@ def test_images_are_taken_in_their_order(tmp_path):
 def test_too_many_images_are_refused_unread():
     with pytest.raises(InputError, match="5,000 images are too many; at most 300"):
         check_images(["missing.png"] * 5000, TINY, LIMITS)
+
+
+def test_images_that_are_too_large_together_are_refused(tmp_path):
+    paths = []
+    for number in range(3):
+        paths.append(write_image(tmp_path / f"{number}.png"))
+        with Path(paths[-1]).open("ab") as file:
+            file.truncate(2**20)
+    assert check_images(paths, TINY, Limits(upload_bytes=3 * 2**20)).total == 3
+    with pytest.raises(InputError, match="The images have 3 MB together; at most 2 MB are taken"):
+        check_images(paths, TINY, Limits(upload_bytes=2 * 2**20))
+
+
+def test_images_of_one_name_are_kept_apart_and_read_after_the_uploads_are_gone(tmp_path):
+    paths = []
+    for shade in range(3):
+        (tmp_path / str(shade)).mkdir()
+        paths.append(tmp_path / str(shade) / "frame.png")
+        Image.new("RGB", (64, 48), (80 * shade, 0, 0)).save(paths[-1])
+    clip = check_images(list(map(str, paths)), TINY, LIMITS).kept_in(tmp_path / "kept")
+    for path in paths:
+        path.unlink()
+    assert [int(frame.image[0, 0, 0]) for frame in clip.frames(TINY, LIMITS, never)] == [0, 80, 160]
+
+
+def test_where_no_link_can_be_made_a_video_is_copied(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = write_video(tmp_path / "clip.mp4", num_frames=3)
+    clip = check_video(str(path), TINY, LIMITS).kept_in(tmp_path / "kept")
+    assert clip.paths[0].read_bytes() == path.read_bytes()
+    assert clip.paths[0].stat().st_ino != path.stat().st_ino
+
+
+def test_whether_to_end_is_asked_at_every_frame_of_a_video_also_between_the_samples(tmp_path):
+    path = write_video(tmp_path / "dense.mkv", num_frames=60, rate=60)
+    asked = []
+
+    def at_the_tenth():
+        asked.append(len(asked))
+        return len(asked) == 10
+
+    clip = check_video(str(path), RunSettings(fps=1), LIMITS)
+    assert [frame.time_s for frame in clip.frames(RunSettings(fps=1), LIMITS, at_the_tenth)] == [0]
+    assert len(asked) == 10
 
 
 def test_images_of_mixed_shapes_are_refused_and_of_mixed_sizes_taken(tmp_path):
@@ -211,7 +259,7 @@ def test_what_breaks_while_decoding_is_told_without_the_folder_of_the_upload(tmp
     Path(paths[1]).write_bytes(content[:-20])  # the size is there, not all pixels are
     clip = check_images(paths, RunSettings(), LIMITS)
     with pytest.raises(InputError, match=r"1\.jpg is not a readable image") as caught:
-        list(clip.frames(RunSettings(), LIMITS))
+        list(clip.frames(RunSettings(), LIMITS, never))
     assert str(tmp_path) not in str(caught.value)
 
 

@@ -10,15 +10,15 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from runs import TINY, Clock, Still, Work, files_in, make_runs, run_async, wait_for, wait_for_end
+from runs import TINY, Clock, Still, Work, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
 
-from demo.inputs import InputError
-from demo.jobs import BusyError, RunNotFoundError
+from demo.inputs import InputError, check_video
+from demo.jobs import UPLOADS, BusyError, RunNotFoundError
 from demo.live import LiveCamera
 from demo.settings import Limits
 from streamvggt import write_atomically
 
-LIMITS = Limits(grace_s=60, run_s=600, waiting=3, keep_s=1000, keep_bytes=10_000)
+LIMITS = Limits(grace_s=60, run_s=600, waiting=3, upload_bytes=10 * 2**20, keep_s=1000, keep_bytes=10_000)
 
 
 @pytest.fixture
@@ -60,6 +60,45 @@ def test_a_run_is_queued_then_runs_then_is_done(runs, work):
     assert (manifest["count"], manifest["total"], manifest["queue_position"]) == (1, 1, None)
     assert {entry["format"] for entry in manifest["downloads"]} >= {"glb", "ply", "colmap", "tum", "npz"}
     assert json.loads((runs.find(run_id) / "manifest.json").read_text()) == manifest
+
+
+def test_an_upload_is_kept_until_its_run_ends(runs, work, tmp_path):
+    first, video = start(runs), write_video(tmp_path / "clip.mp4")
+    waiting = runs.start(check_video(str(video), TINY, LIMITS), TINY)
+    dropped = runs.start(check_video(str(video), TINY, LIMITS), TINY)
+    video.unlink()
+    assert work.begun.get(timeout=10) == first
+    assert len(files_in(runs.folder / UPLOADS)) == 2
+    runs.stop(dropped)
+    assert files_in(runs.folder / UPLOADS) == [f"{waiting}/0/clip.mp4"]
+    work.nod(first, "end")
+    assert work.begun.get(timeout=10) == waiting
+    frames = runs._runs[waiting].source.frames(TINY, LIMITS, lambda: False)
+    assert len(list(frames)) == 4
+    work.nod(waiting, "end")
+    wait_for_end(runs, waiting)
+    assert files_in(runs.folder / UPLOADS) == []
+
+
+def test_uploads_together_are_limited_and_the_one_that_is_refused_leaves_nothing(runs, work, tmp_path):
+    large = runs.start(Still(nbytes=6 * 2**20), TINY)
+    with pytest.raises(BusyError, match="already have 6 MB"):
+        runs.start(Still(nbytes=5 * 2**20), TINY)
+    assert runs.start(Still(nbytes=4 * 2**20), TINY)
+    with pytest.raises(BusyError, match="already have 10 MB"):
+        runs.start(check_video(str(write_video(tmp_path / "clip.mp4")), TINY, LIMITS), TINY)
+    assert files_in(runs.folder / UPLOADS) == []
+    work.nod(large, "end")
+    wait_for_end(runs, large)
+    assert runs.start(Still(nbytes=6 * 2**20), TINY)
+
+
+def test_uploads_that_a_killed_server_left_go_when_the_next_one_starts(tmp_path, work):
+    left = tmp_path / "runs" / UPLOADS / "x" / "0" / "clip.mp4"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"left")
+    make_runs(tmp_path, work, LIMITS)
+    assert not left.exists()
 
 
 def test_every_change_raises_the_version(runs, work):

@@ -13,7 +13,7 @@ import pycolmap
 import pytest
 from browser import page_of
 from evo.tools import file_interface
-from runs import free_port, write_video
+from runs import free_port, wait_for, write_video
 from test_export import validate
 
 from demo import engine as engines
@@ -400,6 +400,19 @@ def test_the_live_camera_grows_a_scene_until_it_is_stopped_and_without_one_nothi
         page.locator(VIEWER).get_by_role("button", name="Stop").click()
         wait_status(page, "stopped")
         page.get_by_text("the camera is off").wait_for()
+
+
+def test_the_camera_goes_off_when_another_scene_is_opened(browser, app, finished):
+    with visit(browser, app) as page:
+        page.evaluate(f"() => {{ {FAKE_CAMERA} }}")
+        page.get_by_role("tab", name="Live camera").click()
+        page.click("#start-camera")
+        wait(page, f"{STATS}?.frames >= 1")
+        live = run_shown(page)
+        page.evaluate(f"window.streamvggtPage.open('{finished}')")
+        page.get_by_text("Another scene is shown; the camera is off.").wait_for()
+        assert page.evaluate("document.querySelector('#camera video').srcObject") is None
+        wait_for(app.runs, live, lambda manifest: manifest["status"] == "stopped")
 
 
 def test_the_keyboard_alone_is_enough(browser, app):

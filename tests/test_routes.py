@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from PIL import Image
-from runs import TINY, Still, Work, make_runs, run_async, wait_for, wait_for_end
+from runs import TINY, Still, Work, make_runs, never, run_async, wait_for, wait_for_end
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -203,7 +203,22 @@ def test_the_newest_live_frame_wins_and_the_others_are_counted(runs, web):
     dropped = [web.post(f"/runs/{run_id}/frames", content=jpeg((64, 40 + i))).json()["dropped"] for i in range(3)]
     assert dropped == [0, 1, 2]
     camera.close()
-    assert [frame.image.shape[0] for frame in camera.frames(TINY, LIMITS)] == [42]
+    assert [frame.image.shape[0] for frame in camera.frames(TINY, LIMITS, never)] == [42]
+
+
+def test_a_camera_that_sends_damaged_frames_only_does_not_hold_its_worker():
+    camera, looks, buffer = LiveCamera(LIMITS), [], io.BytesIO()
+    Image.effect_noise((64, 48), 60).save(buffer, "JPEG")
+    damaged = buffer.getvalue()[:-500]  # the header is whole
+
+    def at_the_third():
+        looks.append(len(looks))
+        camera.put(damaged)
+        return len(looks) == 3
+
+    camera.put(damaged)
+    assert list(camera.frames(TINY, LIMITS, at_the_third)) == []
+    assert len(looks) == 3
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"", 400), (b"no jpeg", 400), (bytes(20_001), 413)])

@@ -154,6 +154,23 @@ def test_time_goes_on_where_joined_recordings_begin_their_stamps_anew(tmp_path):
     assert len(list(read_frames(joined, fps=5))) == 5
 
 
+def test_stop_ends_the_reading_between_the_samples_without_a_warning(tmp_path, caplog):
+    images = [grey(i) for i in range(20)]
+    first, *others = map(Image.fromarray, images)
+    first.save(tmp_path / "clip.gif", save_all=True, append_images=others, duration=100)
+    for source in (write_clip(tmp_path / "clip.mov", images), tmp_path / "clip.gif"):
+        asked = []
+
+        def at_the_eighth(asked=asked):
+            asked.append(True)
+            return len(asked) == 8
+
+        assert numbers(read_frames(source, fps=0.1, stop=at_the_eighth)) == [0]
+        assert len(asked) == 8
+        assert not list(read_frames(source, stop=lambda: True))
+    assert not caplog.records
+
+
 def test_max_frames_ends_the_stream_after_sampling(tmp_path):
     path = write_clip(tmp_path / "clip.mov", [grey(i) for i in range(12)])
     assert numbers(read_frames(path, max_frames=3)) == [0, 1, 2]

@@ -44,7 +44,15 @@ function frame() {
 async function send(run) {
   sendingTo = run;
   let sent = 0;
+  let shown = false;
   while (sendingTo === run && stream) {
+    const current = window.streamvggtPage.current();
+    shown ||= current === run;
+    if (shown && current !== run) {
+      turnOff("Another scene is shown; the camera is off.");
+      fetch(`${root}/runs/${run}/stop`, { method: "POST" }).catch(() => {}); // Without frames it would end soon.
+      return;
+    }
     const [jpeg] = await Promise.all([frame(), sleep(PAUSE_MS)]);
     try {
       const answer = await fetch(`${root}/runs/${run}/frames`, { method: "POST", body: jpeg });
