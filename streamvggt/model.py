@@ -39,6 +39,11 @@ class Encoded(NamedTuple):
     patches: Tensor
     early: Tensor | None
 
+    @property
+    def descriptors(self) -> Tensor:
+        """What each frame shows, ``[B, S, C']``, see :meth:`StreamVGGT.describe`."""
+        return self.patches.float().mean(2)
+
 
 class StreamVGGT(nn.Module):
     """Predict cameras, depth, points and tracks of frames, each from itself and its past.
@@ -159,6 +164,7 @@ class StreamVGGT(nn.Module):
             with full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend, wanted, state.run)
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
+            predictions.descriptors = encoded.descriptors
             state.commit(matches)
         return predictions
 
@@ -176,7 +182,7 @@ class StreamVGGT(nn.Module):
             ValueError: the images are not as above.
         """
         self._check_images(images)
-        return self._encode(images).patches.float().mean(2)
+        return self._encode(images).descriptors
 
     def check_outputs(self, outputs: Collection[str] | None) -> Collection[str]:
         """Return what :meth:`forward` makes of ``outputs``.

@@ -22,12 +22,24 @@ from .types import FloatArray, Frame, FramePrediction, Placement
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """A frame as the network takes it: pixels ``[3, H, W]`` in [0, 1], where they come from, and when."""
 
     pixels: FloatArray
     placement: Placement
     time_s: float
+
+    @classmethod
+    def of(cls, frame: Frame | NDArray[np.uint8], number: int, size: int, patch_size: int) -> Prepared:
+        """Resize frame ``number`` of a stream; without a time stamp it counts as one a second.
+
+        Raises:
+            ValueError: it is no 8-bit image.
+        """
+        if not isinstance(frame, Frame):
+            frame = Frame(frame, time_s=float(number))
+        pixels, placement = preprocess(frame.image, size, patch_size)
+        return cls(pixels, placement, frame.time_s)
 
 
 class StreamSession:
@@ -180,7 +192,7 @@ class StreamSession:
 
     def step_many(
         self,
-        frames: Sequence[Frame | NDArray[np.uint8]],
+        frames: Sequence[Frame | NDArray[np.uint8] | Prepared],
         query_points: NDArray[np.floating[Any]] | None = None,
     ) -> list[FramePrediction]:
         """Take the next frames of the stream at once: the numbers of :meth:`step`, with more of them a second.
@@ -196,7 +208,8 @@ class StreamSession:
         """
         if not frames:
             raise ValueError("step_many() needs at least one frame, got none")
-        return self._predict([self._prepare(frame, i) for i, frame in enumerate(frames)], query_points)
+        prepared = [frame if isinstance(frame, Prepared) else self._prepare(frame, i) for i, frame in enumerate(frames)]
+        return self._predict(prepared, query_points)
 
     def run(self, frames: Iterable[Frame | NDArray[np.uint8]], *, chunk: int = 1) -> Iterator[FramePrediction]:
         """Take frames one after the other and yield a prediction for each.
@@ -210,20 +223,15 @@ class StreamSession:
             ValueError: the chunk is not at least 1, or a frame is refused as by :meth:`step`. The frames before it are
                 predicted first, as they are where ``frames`` itself fails.
         """
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1 frame, got {chunk}")
-        for group in _groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
+        for group in in_groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
             yield from self._predict(group)
 
-    def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> _Prepared:
+    def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> Prepared:
         """Bring the frame that comes after ``ahead`` others to the form that the network takes."""
-        if not isinstance(frame, Frame):
-            frame = Frame(frame, time_s=float(self.num_frames + ahead))
-        pixels, placement = preprocess(frame.image, self.size, self.model.config.patch_size)
-        return _Prepared(pixels, placement, frame.time_s)
+        return Prepared.of(frame, self.num_frames + ahead, self.size, self.model.config.patch_size)
 
     def _predict(
-        self, frames: Sequence[_Prepared], query_points: NDArray[np.floating[Any]] | None = None
+        self, frames: Sequence[Prepared], query_points: NDArray[np.floating[Any]] | None = None
     ) -> list[FramePrediction]:
         """Extend the stream by frames of one size."""
         first, image_hw = self.num_frames, frames[0].placement.image_hw
@@ -237,6 +245,8 @@ class StreamSession:
         with torch.inference_mode(), autocast:
             said = self.model(images, state=self._state, query_points=queries, outputs=self._outputs)
         maps = {name: _numpy(value[0]) for name in _FIELDS if (value := getattr(said, name)) is not None}
+        if said.descriptors is not None:
+            maps["descriptor"] = _numpy(said.descriptors[0])
         if said.pose_enc is not None:
             maps["extrinsics"], maps["intrinsics"] = map(_numpy, decode_pose(said.pose_enc[0], image_hw))
         return [
@@ -275,9 +285,15 @@ def _autocast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _groups(frames: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    """Gather ``size`` frames of one size at a time; those that a source gave before it failed come before its error."""
-    group: list[_Prepared] = []
+def in_groups(frames: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Gather ``size`` frames of one size at a time; those that a source gave before it failed come before its error.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"chunk must be at least 1 frame, got {size}")
+    group: list[Prepared] = []
     try:
         for frame in frames:
             if group and frame.placement.image_hw != group[0].placement.image_hw:

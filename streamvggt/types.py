@@ -67,6 +67,8 @@ class Predictions:
         tracks: ``[B, S, N, 2]``, xy in pixels, or None without query points.
         track_visibility: ``[B, S, N]``, probability in [0, 1], or None.
         track_conf: ``[B, S, N]``, probability in [0, 1], or None.
+        descriptors: ``[B, S, C']`` in a stream, by which a place is known again, see
+            :meth:`streamvggt.StreamVGGT.describe`.
     """
 
     pose_enc: Tensor | None = None
@@ -78,6 +80,7 @@ class Predictions:
     tracks: Tensor | None = None
     track_visibility: Tensor | None = None
     track_conf: Tensor | None = None
+    descriptors: Tensor | None = None
 
 
 class PosedCamera(Protocol):
@@ -150,6 +153,8 @@ class FramePrediction:
         tracks: ``[N, 2]``, xy in pixels of the processed image, or None without query points.
         track_visibility: ``[N]``, probability in [0, 1], or None.
         placement: how the processed image was cut from the frame, the way back to its pixels.
+        descriptor: ``[C']``, the mean of the encoder's patches, by which a place is known again, see
+            :meth:`streamvggt.StreamVGGT.describe`.
     """
 
     index: int
@@ -164,6 +169,7 @@ class FramePrediction:
     tracks: FloatArray | None = None
     track_visibility: FloatArray | None = None
     placement: Placement | None = None
+    descriptor: FloatArray | None = None
 
     @property
     def image_hw(self) -> tuple[int, int]:
