@@ -16,6 +16,7 @@ right, y down, z forward); ``intrinsics`` are in pixels of the processed image; 
 is the first frame's camera and its unit is relative, for the network sees no scale. Confidences are >= 1.
 """
 
+from .atlas import Loop
 from .checkpoint import (
     CheckpointError,
     from_official,
@@ -39,7 +40,7 @@ from .geometry import (
 )
 from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
-from .longstream import LongSession, Loop, move_prediction
+from .longstream import LongSession, move_prediction
 from .model import StreamVGGT
 from .notebook import SceneView, scene_html, show
 from .pictures import depth_picture, overview_camera, render_points

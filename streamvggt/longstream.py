@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .geometry import Similarity, invert_pose
+from .atlas import Atlas, Loop, camera_pose
+from .geometry import Similarity
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
-from .posegraph import Edge, optimise_pose_graph, require_scipy, strain
-from .session import StreamSession
-from .submaps import Keyframe, SubMap, View, align_views, jpeg_of, seen_again
+from .posegraph import require_scipy
+from .session import Prepared, StreamSession, in_groups
+from .submaps import Keyframe, View, align_views, jpeg_of, seen_again
 from .types import FloatArray, Frame, FramePrediction, required
 
 _KEYFRAME_EVERY = 4
-_APART = 2  # sub-maps, at least, between two views of a loop
-_ALIKE = 0.5  # cosine of descriptors, less their mean, from which two frames may show one place
 _TRIES = 3  # pairs of sub-maps that are looked at for loops of one sub-map
 _JOINT_FRAMES = 2  # from each side
 _SURE = 0.5  # inliers of both alignments of a joint segment
 _OVERLAP = 0.3  # of what a frame shows must be seen by the other
-_MOST_STRAIN = 0.25  # by which a loop may bend one edge
+_PATIENCE = 2  # lengths of a sub-map after which it ends even if nothing tells how the next one lies
 
-
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """A place that was seen again.
-
-    Attributes:
-        earlier, later: numbers of the two frames in the stream.
-        likeness: cosine of their descriptors, less the mean of all.
-        overlap: share of the one that the other shows too.
-    """
-
-    earlier: int
-    later: int
-    likeness: float
-    overlap: float
+logger = logging.getLogger(__name__)
 
 
 class LongSession:
@@ -51,6 +36,9 @@ class LongSession:
     its own beginning; the last ``overlap`` frames of a sub-map are seen by its successor too and tell, point by point,
     how the two lie (a robust similarity). Where the camera comes to a place that an earlier sub-map knows, both views
     go through the network together, and if what it says fits both sub-maps, all of them move so that the loop closes.
+
+    Where an overlap does not tell how two sub-maps lie, because what the network says is not finite, the older one goes
+    on until another overlap does, up to twice its length, and one warning says so.
 
     Predictions come at once, in the world as it is known then. :meth:`corrections` moves earlier ones to where they
     belong by now (see :meth:`streamvggt.Scene.correct`). Frames in an overlap cost double; so short clips are better
@@ -88,12 +76,9 @@ class LongSession:
         if loops:
             require_scipy()
         self.model, self.length, self.overlap = model, length, overlap
-        self._policy, self._loops_wanted, self._options = policy, loops, options
-        self._session, self._next = self._begin(), _Coming()
-        here = Similarity.identity()
-        self._submaps = [SubMap(0, here, here, here)]
-        self._edges: list[Edge] = []
-        self._loops: list[Loop] = []
+        self._loops_wanted, self._options = loops, options
+        self._session, self._next = self._begin(policy), _Coming()
+        self._atlas = Atlas()
         self._cameras: list[FloatArray] = []  # as they were given out
 
     @property
@@ -104,25 +89,25 @@ class LongSession:
     @property
     def held_frames(self) -> tuple[int, ...]:
         """Numbers of the frames whose keys and values are held in memory, ascending."""
-        start = self._submaps[-1].start
+        start = self._atlas.newest.start
         return tuple(start + frame for frame in self._session.held_frames)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the sessions hold (two of them in an overlap) and that is kept of all sub-maps."""
-        kept = sum(keyframe.nbytes for submap in self._submaps for keyframe in submap.keyframes)
+        kept = sum(keyframe.nbytes for submap in self._atlas.submaps for keyframe in submap.keyframes)
         kept += sum(camera.nbytes for camera in self._cameras)
         return kept + self._session.nbytes + self._next.nbytes
 
     @property
     def num_submaps(self) -> int:
         """Sub-maps so far."""
-        return len(self._submaps)
+        return len(self._atlas.submaps)
 
     @property
     def loops(self) -> tuple[Loop, ...]:
         """Loops that were closed so far. :meth:`corrections` changes with each."""
-        return tuple(self._loops)
+        return tuple(self._atlas.loops)
 
     def corrections(self) -> list[Similarity]:
         """Say for every frame so far where what was predicted belongs by now.
@@ -134,26 +119,7 @@ class LongSession:
             One transform a frame, from the world in which its prediction came to the world as it is known now; that of
             the first frames is the identity. See :func:`move_prediction` and :meth:`streamvggt.Scene.correct`.
         """
-        if not self._loops:
-            return [Similarity.identity()] * self.num_frames
-        # The first frames of a sub-map were given out by the one before.
-        starts = np.array([0, *(submap.start + self.overlap for submap in self._submaps[1:])])
-        ends = np.append(starts[1:], self.num_frames)
-        place = np.interp(np.arange(self.num_frames), (starts + ends - 1) / 2, np.arange(len(starts)))
-        # Chained, sub-maps fit at their seams; given out, those that came after a loop was closed do not.
-        bends = [submap.placed.compose(submap.chained.inverse()) for submap in self._submaps]
-        unbend = [submap.chained.compose(submap.emitted.inverse()) for submap in self._submaps]
-        numbers = np.repeat(np.arange(len(starts)), ends - starts)
-        corrections = []
-        for number, x, camera in zip(numbers, place, self._cameras, strict=True):
-            before, share = int(x), float(x % 1)
-            after = min(before + 1, len(bends) - 1)
-            camera_to_world = invert_pose(np.asarray(camera, np.float64))
-            given = Similarity(1.0, camera_to_world[:, :3], camera_to_world[:, 3])
-            chained = unbend[number].compose(given)
-            placed = _between(bends[before].compose(chained), bends[after].compose(chained), share)
-            corrections.append(placed.compose(given.inverse()))
-        return corrections
+        return self._atlas.corrections(self._cameras)
 
     def step(self, frame: Frame | NDArray[np.uint8]) -> FramePrediction:
         """Take the next frame of the stream and say what it shows, in the world as it is known now.
@@ -164,119 +130,138 @@ class LongSession:
         Raises:
             ValueError: as there. The stream is as it was before the call.
         """
-        if not isinstance(frame, Frame):
-            frame = Frame(frame, time_s=float(self.num_frames))
-        submap = self._submaps[-1]
-        said = self._session.step(frame)
-        self._keep(submap.keyframes, said, self.num_frames)
-        if said.index >= self.length - self.overlap:
-            coming = self._next
-            coming.session = coming.session or self._begin()
-            again = coming.session.step(frame)
-            self._keep(coming.keyframes, again, self.num_frames)
-            coming.shared.append((View.of(again), View.of(said)))
-        prediction = replace(move_prediction(said, submap.emitted), index=self.num_frames)
-        self._cameras.append(required(prediction.extrinsics, "camera"))
-        if said.index == self.length - 1:
-            self._hand_over()
-        return prediction
+        return self._take([self._prepare(frame, 0)])[0]
 
-    def run(self, frames: Iterable[Frame | NDArray[np.uint8]]) -> Iterator[FramePrediction]:
-        """Take frames one after the other, yield a prediction for each, and look for loops once more at the end."""
-        for frame in frames:
-            yield self.step(frame)
+    def run(self, frames: Iterable[Frame | NDArray[np.uint8]], *, chunk: int = 1) -> Iterator[FramePrediction]:
+        """Take frames one after the other, yield a prediction for each, and look for loops once more at the end.
+
+        Args:
+            frames: each as :meth:`step` takes it.
+            chunk: frames taken at once, as for :meth:`StreamSession.run`; fewer at the borders of sub-maps.
+
+        Raises:
+            ValueError: as there.
+        """
+        for group in in_groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
+            while group:
+                said = self._take(group)
+                yield from said
+                group = group[len(said) :]
         self.close_loops()
 
     def close_loops(self) -> None:
         """Look for loops in the newest sub-map too, which otherwise waits for its end; the stream may go on."""
-        if self._loops_wanted:
-            self._search(len(self._submaps) - 1)
+        self._search(self.num_submaps - 1)
 
-    def _begin(self) -> StreamSession:
-        return StreamSession(self.model, self._policy, **self._options)
+    def _begin(self, policy: CachePolicy) -> StreamSession:
+        return StreamSession(self.model, policy, **self._options)
+
+    def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> Prepared:
+        """Bring the frame that comes after ``ahead`` others to the form that the network takes."""
+        return Prepared.of(frame, self.num_frames + ahead, self._session.size, self.model.config.patch_size)
+
+    def _take(self, frames: Sequence[Prepared]) -> list[FramePrediction]:
+        """Take those of the frames that come before the next border: where an overlap begins or ends.
+
+        An error leaves the stream as it was, save that an overlap may begin anew.
+        """
+        self._settle()
+        coming, seen = self._next, self._session.num_frames
+        in_overlap = seen >= self.length - self.overlap
+        frames = frames[: self.overlap - len(coming.shared) if in_overlap else self.length - self.overlap - seen]
+        again: list[FramePrediction] = []
+        try:
+            if in_overlap:
+                coming.session = coming.session or self._begin(self._session.policy)
+                again = coming.session.step_many(frames)
+            said = self._session.step_many(frames)
+        except BaseException:
+            if again:  # by a sub-map that has seen frames which the stream has not
+                self._next = _Coming()
+            raise
+        submap, first = self._atlas.newest, self.num_frames
+        for new, old in zip(again, said[: len(again)], strict=True):
+            self._keep(coming.keyframes, new, submap.start + old.index)
+            coming.shared.append((View.of(new), View.of(old)))
+        predictions = []
+        for i, one in enumerate(said, first):
+            self._keep(submap.keyframes, one, i)
+            predictions.append(replace(move_prediction(one, submap.emitted), index=i))
+            self._cameras.append(required(predictions[-1].extrinsics, "camera"))
+        return predictions
 
     def _keep(self, keyframes: list[Keyframe], said: FramePrediction, index: int) -> None:
-        """Keep every fourth frame of a sub-map, if loops are to be found."""
-        if not self._loops_wanted or said.index % _KEYFRAME_EVERY:
+        """Keep every fourth frame of a sub-map by which it can be found again, if loops are to be found."""
+        if not self._loops_wanted or said.index % _KEYFRAME_EVERY or said.descriptor is None:
             return
-        device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(said.image.transpose(2, 0, 1).astype(np.float32) / 255).to(device)
-        descriptor = self.model.describe(pixels[None, None])[0, 0].float().cpu().numpy()
-        keyframes.append(Keyframe(index, jpeg_of(said.image), descriptor, View.of(said)))
+        if np.isfinite(said.descriptor).all() and np.isfinite(required(said.extrinsics, "camera")).all():
+            keyframes.append(Keyframe(index, jpeg_of(said.image), said.descriptor, View.of(said)))
+
+    def _settle(self) -> None:
+        """Do what is due before the next frame; if it fails, the frame before has been given out, and it is due again.
+
+        After its last frame a sub-map ends, and one of which nothing was given out yet waits for the loops of the one
+        before: its predictions come where these have moved it.
+        """
+        if len(self._next.shared) == self.overlap:
+            self._hand_over()
+        newest = self._atlas.newest
+        if newest.given_from == self.num_frames > 0:
+            self._search(self.num_submaps - 2)
+            newest.emitted = newest.placed
 
     def _hand_over(self) -> None:
-        """End the newest sub-map, and go on with the one that has seen its last frames."""
-        coming, last = self._next, len(self._submaps) - 1
+        """End the newest sub-map and go on with the one that has seen its last frames, if they tell how it lies.
+
+        If not, the newest one goes on until a fresh overlap does; but not for ever, or its memory would grow.
+        """
+        coming, seen, number = self._next, self._session.num_frames, self.num_submaps - 1
         assert coming.session is not None
-        between = align_views(*zip(*coming.shared, strict=True)).transform
-        self.close_loops()
-        chained, placed = (pose.compose(between) for pose in (self._submaps[last].chained, self._submaps[last].placed))
-        self._submaps.append(SubMap(self.num_frames - self.overlap, chained, placed, placed, coming.keyframes))
-        self._edges.append(Edge(last, last + 1, between))
+        sure = True
+        try:
+            between = align_views(*zip(*coming.shared, strict=True)).transform
+        except ValueError as error:
+            if seen < _PATIENCE * self.length:
+                if seen < self.length + self.overlap:
+                    logger.warning("sub-map %d goes on, for nothing tells yet how the next one lies: %s", number, error)
+                self._next = _Coming()
+                return
+            logger.warning("sub-map %d begins where the last known camera is, for nothing tells more", number + 1)
+            between, sure = self._last_camera(), False
+        start = self.num_frames - self.overlap
+        self._atlas.append(start, self.num_frames, between, coming.keyframes, sure=sure)
         self._session, self._next = coming.session, _Coming()
+
+    def _last_camera(self) -> Similarity:
+        """Where the last camera that is known stands in the newest sub-map, in whose units."""
+        known = (camera for camera in reversed(self._cameras) if np.isfinite(camera).all())
+        emitted = self._atlas.newest.emitted
+        return emitted.inverse().compose(camera_pose(next(known, np.eye(3, 4, dtype=np.float32)), emitted.scale))
 
     def _search(self, number: int) -> None:
         """Look for places of a sub-map that earlier ones know, and close the loops."""
-        found = self._candidates(number)
-        for likeness, earlier, first, second in found[:_TRIES]:
-            sides = (self._submaps[earlier].keyframes, first), (self._submaps[number].keyframes, second)
-            edge, overlap = self._verify(*sides)
-            if edge is None:
-                continue
-            edges = [*self._edges, Edge(earlier, number, edge)]
-            placed = optimise_pose_graph([submap.placed for submap in self._submaps], edges)
-            if strain(placed, edges).max() > _MOST_STRAIN:
-                continue
-            self._edges = edges
-            for submap, pose in zip(self._submaps, placed, strict=True):
-                submap.placed = pose
-            before, after = (keyframes[which].index for keyframes, which in sides)
-            self._loops.append(Loop(before, after, likeness, overlap))
-
-    def _candidates(self, number: int) -> list[tuple[float, int, int, int]]:
-        """Likeness, sub-map and the numbers of the keyframes in both, of the likest pair a sub-map; likest first."""
-        descriptors = [
-            np.stack([k.descriptor for k in s.keyframes]) for s in self._submaps[: number + 1] if s.keyframes
-        ]
-        if len(descriptors) <= number:
-            return []
-        centre = np.concatenate(descriptors).mean(0)
-        # What all frames of a stream have in common tells no places apart.
-        unit = [(d - centre) / np.maximum(np.linalg.norm(d - centre, axis=1, keepdims=True), 1e-9) for d in descriptors]
-        known = {(edge.first, edge.second) for edge in self._edges}
-        found = []
-        for earlier in range(number + 1 - _APART):
-            likeness = unit[earlier] @ unit[number].T
-            first, second = np.unravel_index(likeness.argmax(), likeness.shape)
-            if likeness[first, second] >= _ALIKE and (earlier, number) not in known:
-                found.append((float(likeness[first, second]), earlier, int(first), int(second)))
-        return sorted(found, reverse=True)
+        for found in self._atlas.candidates(number)[:_TRIES] if self._loops_wanted else ():
+            earlier, later = (self._atlas.submaps[i].keyframes for i in (found.earlier, found.later))
+            transform, overlap = self._verify((earlier, found.first), (later, found.second))
+            if transform is not None:
+                self._atlas.close(found, transform, overlap)
 
     def _verify(self, *sides: tuple[list[Keyframe], int]) -> tuple[Similarity | None, float]:
         """Look at both places together: how the later sub-map lies in the earlier, or None; what share is common."""
-        session, views, alignments = self._begin(), [], []
+        session, views, alignments = self._begin(self._session.policy), [], []
         for keyframes, which in sides:
             around = range(len(keyframes))[max(0, min(which, len(keyframes) - _JOINT_FRAMES)) :][:_JOINT_FRAMES]
-            joint = [View.of(session.step(keyframes[i].image())) for i in around]
+            joint = [View.of(said) for said in session.step_many([keyframes[i].image() for i in around])]
             views.append(joint[which - around[0]])
-            alignments.append(align_views(joint, [keyframes[i].view for i in around]))
+            try:
+                alignments.append(align_views(joint, [keyframes[i].view for i in around]))
+            except ValueError:  # what the network says of both together is not finite
+                return None, 0.0
         overlap = max(seen_again(views[0], views[1]), seen_again(views[1], views[0]))
         if overlap < _OVERLAP or min(alignment.inliers for alignment in alignments) < _SURE:
             return None, overlap
         to_earlier, to_later = (alignment.transform for alignment in alignments)
         return to_earlier.compose(to_later.inverse()), overlap
-
-
-def _between(one: Similarity, other: Similarity, share: float) -> Similarity:
-    """Go over from one pose to another: place, direction and logarithm of the unit, each evenly."""
-    from scipy.spatial.transform import Rotation
-
-    turn = Rotation.from_matrix(one.rotation.T @ other.rotation).as_rotvec()
-    return Similarity(
-        float(one.scale ** (1 - share) * other.scale**share),
-        one.rotation @ Rotation.from_rotvec(share * turn).as_matrix(),
-        (1 - share) * one.translation + share * other.translation,
-    )
 
 
 @dataclass(eq=False)

@@ -115,6 +115,7 @@ class SubMap:
 
     Attributes:
         start: number of its first frame in the stream.
+        given_from: number of the first frame whose prediction came from it; those before it came from its predecessor.
         chained: from its world to that of the stream, by the overlaps alone.
         emitted: the same, as its predictions were given out.
         placed: the same, by all that is known now.
@@ -122,6 +123,7 @@ class SubMap:
     """
 
     start: int
+    given_from: int
     chained: Similarity
     emitted: Similarity
     placed: Similarity
@@ -172,6 +174,7 @@ def align_views(source: Sequence[View], target: Sequence[View]) -> Alignment:
     """Lay one sub-map on another by frames that both saw: their pixels are the same points, by depth and camera.
 
     Pixels count by both confidences and by their depth, for depths err in proportion; camera centres count for a tenth.
+    What is not finite counts for nothing.
 
     Args:
         source: the frames as one sub-map has them.
@@ -190,8 +193,9 @@ def align_views(source: Sequence[View], target: Sequence[View]) -> Alignment:
     points, depth, weights = points[:, good], depth[good], np.sqrt(certain[good]) + 1e-3
 
     centres = np.stack([[a.centre(), b.centre()] for a, b in pairs], axis=1)
-    usual = np.full(len(pairs), np.median(depth) if len(depth) else 1.0)
-    share = np.full(len(pairs), _CENTRE_SHARE * weights.sum() / len(pairs))
+    centres = centres[:, np.isfinite(centres).all(axis=(0, 2))]
+    usual = np.full(centres.shape[1], np.median(depth) if len(depth) else 1.0)
+    share = np.full(centres.shape[1], _CENTRE_SHARE * weights.sum() / len(pairs))
     moved, fixed = np.concatenate([points, centres], axis=1)
     transform = align_robustly(moved, fixed, np.concatenate([weights, share]), np.concatenate([depth, usual]))
     error = np.linalg.norm(points[1] - transform.apply(points[0]), axis=1)

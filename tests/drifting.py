@@ -61,13 +61,18 @@ class Drift:
 
 
 class KnowsTheTruth(torch.nn.Module):
-    """A stand-in for the network: the truth, in the first frame's world and some unit of its own, plus drift."""
+    """A stand-in for the network: the truth, in the first frame's world and some unit of its own, plus drift.
 
-    def __init__(self, drift):
+    Frames with the numbers ``broken`` are not finite, and with ``lasting`` nor is what their stream says ever after, as
+    with keys and values that are not.
+    """
+
+    def __init__(self, drift, broken=(), *, lasting=False):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.config = replace(StreamVGGTConfig.tiny(), image_size=SIDE)
-        self.drift, self.rng, self.calls = drift, np.random.default_rng(0), 0
+        self.drift, self.rng = drift, np.random.default_rng(0)
+        self.broken, self.lasting = frozenset(broken), lasting
         self._waves = np.random.default_rng(1).normal(0, 0.6, (6, 64))
 
     def check_outputs(self, outputs):
@@ -76,15 +81,20 @@ class KnowsTheTruth(torch.nn.Module):
     def new_state(self, policy, **_options):
         return _Held(policy, unit=float(np.exp(self.rng.normal(0, 0.3))))
 
-    def describe(self, images):
-        pose = invert_pose(true_pose(frame_of(images[0, 0])))
+    def describe(self, number):
+        pose = invert_pose(true_pose(number))
         phases = np.concatenate([pose[:, 3], 3 * pose[:, 2]]) @ self._waves
-        return torch.from_numpy(np.concatenate([np.cos(phases), np.sin(phases)])).float()[None, None]
+        return torch.from_numpy(np.concatenate([np.cos(phases), np.sin(phases)])).float()
 
     def __call__(self, images, state, **_options):
-        self.calls += 1
-        number, drift = frame_of(images[0, 0]), self.drift
-        pose = true_pose(number)
+        said = [self.see(frame_of(image), state) for image in images[0]]
+        pose_enc, depth, descriptors = (torch.stack(parts)[None] for parts in zip(*said, strict=True))
+        conf = torch.full_like(depth, 5.0)
+        return Predictions(pose_enc=pose_enc, depth=depth, depth_conf=conf, descriptors=descriptors)
+
+    def see(self, number, state):
+        """Camera, depth and descriptor of the next frame of a stream."""
+        drift, pose = self.drift, true_pose(number)
         if state.first is None:
             state.first = pose
         age = state.num_frames
@@ -101,18 +111,17 @@ class KnowsTheTruth(torch.nn.Module):
         wrong = self.rng.random((SIDE, SIDE)) < drift.outliers
         depth = np.where(wrong, depth * self.rng.uniform(0.3, 3, depth.shape), depth) * scale
         extrinsics, intrinsics = torch.from_numpy(invert_pose(camera_to_world)), torch.from_numpy(INTRINSICS)
-        depth = torch.from_numpy(depth).float()[None, None]
-        return Predictions(
-            pose_enc=encode_pose(extrinsics, intrinsics, (SIDE, SIDE)).float()[None, None],
-            depth=depth,
-            depth_conf=torch.full_like(depth, 5.0),
-        )
+        encoded = encode_pose(extrinsics, intrinsics, (SIDE, SIDE)).float()
+        bad = number in self.broken
+        state.broken |= bad and self.lasting
+        fault = torch.nan if bad or state.broken else 0.0
+        return encoded + fault, torch.from_numpy(depth).float() + fault, self.describe(number)
 
 
 class _Held:
     def __init__(self, policy, unit):
         self.slots, self.first, self.unit, self.num_frames, self.nbytes = policy, None, unit, 0, 1000
-        self.policy = policy
+        self.policy, self.broken = policy, False
 
     @property
     def held_frames(self):

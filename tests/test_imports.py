@@ -30,7 +30,7 @@ LAYERS = [
     },
     {"aggregator", "model"},
     {"images", "video", "losses", "metrics", "optimizer", "pictures", "posegraph", "submaps", "synthetic"},
-    {"checkpoint", "saving", "session", "scene", "export", "glb", "thinning", "turntable"},
+    {"atlas", "checkpoint", "saving", "session", "scene", "export", "glb", "thinning", "turntable"},
     {"colmap", "data", "layouts", "listings", "longstream", "notebook", "sequences", "sources"},
     {"batch", "distill", "evaluate", "predict", "protocols", "recipes", "reconstruct", "report", "scoring"},
     {"journal", "learner", "validation"},

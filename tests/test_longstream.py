@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from drifting import LAP, RADIUS, SIDE, Drift, KnowsTheTruth, picture, true_depth, true_pose
 from scipy.spatial.transform import Rotation
 
@@ -271,17 +272,189 @@ def test_the_first_sub_map_is_a_plain_session_and_state_stays_right():
     assert len(session.corrections()) == 11
 
 
-def test_a_frame_that_is_refused_leaves_the_stream_as_it_was():
+def noise(count, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 28, 28, 3), dtype=np.uint8))
+
+
+def numbers(predictions):
+    return np.stack(
+        [np.concatenate([p.depth.ravel(), p.world_points.ravel(), p.extrinsics.ravel()]) for p in predictions]
+    )
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 4, 5, 6, 8])
+def test_a_frame_that_is_refused_leaves_the_stream_as_it_was(at):
+    """Sub-maps begin at 0, 4, 8; both streams of an overlap see frames 4, 5 and 8, 9."""
+    model, images = load_model("tiny"), noise(11)
+    session = LongSession(model, length=6, overlap=2, size=28)
+    got = [session.step(image) for image in images[:at]]
+    held = session.nbytes
+    with pytest.raises(ValueError, match="resize the frames" if at else "must be uint8"):
+        session.step(np.zeros((28, 56, 3), np.uint8) if at else np.zeros((28, 28, 3)))
+    # A sub-map whose end was due before this frame has ended.
+    assert session.num_frames == at and session.nbytes <= held
+    got += [session.step(image) for image in images[at:]]
+    want = list(LongSession(model, length=6, overlap=2, size=28).run(images))
+    np.testing.assert_array_equal(numbers(got), numbers(want))
+    assert [said.index for said in got] == list(range(11))
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 8])
+def test_chunks_of_a_long_stream_say_what_single_frames_say(chunk):
+    model, images = load_model("tiny"), noise(21)
+    single, chunks = (LongSession(model, AnchorWindow(1, 4), length=7, overlap=2, size=28) for _ in range(2))
+    want, got = list(single.run(images)), list(chunks.run(iter(images), chunk=chunk))
+    assert [said.index for said in got] == list(range(21))
+    assert [said.time_s for said in got] == [said.time_s for said in want]
+    assert (
+        (chunks.num_submaps, chunks.held_frames)
+        == (single.num_submaps, single.held_frames)
+        == (4, (15, 17, 18, 19, 20))
+    )
+    for name in ("depth", "depth_conf", "world_points", "extrinsics", "intrinsics", "descriptor"):
+        one, other = (np.stack([getattr(said, name) for said in said_by]) for said_by in (got, want))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+def test_frames_before_a_failing_source_are_predicted_in_chunks_too():
+    def camera():
+        yield from noise(9)
+        raise OSError("unplugged")
+
+    session, seen = LongSession(load_model("tiny"), length=6, overlap=2, size=28), []
+    with pytest.raises(OSError, match="unplugged"):
+        for said in session.run(camera(), chunk=8):
+            seen.append(said.index)
+    assert seen == list(range(9))
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        next(session.run(noise(1), chunk=0))
+
+
+def test_descriptors_of_a_stream_are_those_of_frames_alone():
     model = load_model("tiny")
-    session = LongSession(model, length=4, overlap=2, size=28)
-    for i in range(3):
-        session.step(np.full((28, 28, 3), 60 * i, np.uint8))
-    before = (session.num_frames, session.nbytes, session.num_submaps)
-    with pytest.raises(ValueError, match="resize the frames"):
-        session.step(np.zeros((28, 56, 3), np.uint8))
-    assert (session.num_frames, session.nbytes, session.num_submaps) == before
-    session.step(np.zeros((28, 28, 3), np.uint8))
-    assert session.num_submaps == 2
+    images = torch.rand(1, 4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    state, alone = model.new_state(), model.describe(images)
+    got = [model(chunk, state=state).descriptors for chunk in images.split([1, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(got, dim=1), alone)
+    said = StreamSession(model, size=28).step((images[0, 0].permute(1, 2, 0) * 255).round().byte().numpy())
+    assert said.descriptor.shape == (model.config.encoder_width,)
+    np.testing.assert_allclose(said.descriptor, alone[0, 0].numpy(), atol=0.01)
+
+
+# --- what goes wrong
+
+
+STILL = Drift(0, 0, 0, 0, 0, 0)
+
+
+def errors_of(predictions, unit=1.0):
+    truth = [true_pose(said.index) for said in predictions]
+    centres = invert_pose(poses_of(predictions))[..., 3]
+    first = invert_pose(true_pose(0))
+    want = (invert_pose(np.stack(truth))[..., 3] - first[:, 3]) @ first[:, :3]
+    return np.linalg.norm(centres / unit - want, axis=1)
+
+
+def first_unit(predictions):
+    return np.median(predictions[0].depth / true_depth(true_pose(0)))
+
+
+def test_an_overlap_that_is_not_finite_is_made_again_and_told_once(caplog):
+    model = KnowsTheTruth(STILL, broken=range(28, 37))
+    session = LongSession(model, length=32, overlap=4, loops=False)
+    submaps, got = [], []
+    for i in range(120):
+        got.append(session.step(picture(i)))
+        submaps.append(session.num_submaps)
+    # Overlaps 28 to 31 and 32 to 35 tell nothing, 36 to 39 does: the new sub-map gives out frame 40.
+    assert np.flatnonzero(np.diff(submaps)).tolist() == [39, 67, 95]
+    assert [record.message for record in caplog.records if "goes on" in record.message] == [
+        "sub-map 0 goes on, for nothing tells yet how the next one lies: an alignment needs at least 3 points with a "
+        "weight, got 0"
+    ]
+    sound = [said for said in got if said.index not in model.broken]
+    assert errors_of(sound, first_unit(got)).max() < 1e-3 * RADIUS
+    assert all(np.isnan(got[i].depth).all() for i in model.broken)
+
+
+def test_frames_of_an_overlap_that_are_finite_suffice(caplog):
+    session = LongSession(KnowsTheTruth(STILL, broken=(28, 30, 31)), length=32, overlap=4, loops=False)
+    got = list(session.run(map(picture, range(60)), chunk=8))
+    assert session.num_submaps == 2 and not caplog.records
+    assert errors_of(got[32:], first_unit(got)).max() < 1e-3 * RADIUS
+
+
+def test_a_sub_map_that_never_recovers_ends_and_a_loop_finds_the_next_one(caplog):
+    """From frame 20 on the first sub-map is lost. The third lap is laid on what there is of the first, 20 frames."""
+    model = KnowsTheTruth(STILL, broken=[20], lasting=True)
+    session, got, held = LongSession(model, length=32, overlap=4), [], []
+    for i in range(3 * LAP):
+        got.append(session.step(picture(i)))
+        held.append(len(session.held_frames))
+    session.close_loops()
+    assert max(held) == 64  # twice the length, and no more
+    assert [record.message for record in caplog.records] == [
+        "sub-map 0 goes on, for nothing tells yet how the next one lies: an alignment needs at least 3 points with a "
+        "weight, got 0",
+        "sub-map 1 begins where the last known camera is, for nothing tells more",
+    ]
+    assert all(np.isnan(said.extrinsics).all() for said in got[20:64])
+    # The new sub-map begins with frame 60, which stands where frame 19 was, in the unit that its network took.
+    at_60 = np.vstack([true_pose(60), [0, 0, 0, 1]])
+    seen = true_pose(64) @ np.linalg.inv(at_60)
+    seen[:, 3] *= np.median(got[64].depth / true_depth(true_pose(64)))
+    want = seen @ np.vstack([got[19].extrinsics, [0, 0, 0, 1]])
+    np.testing.assert_allclose(got[64].extrinsics, want, atol=1e-4)
+    moved = corrected(session, got)
+    unit = first_unit(got)
+    assert np.median(errors_of(moved[64:], unit)) < 0.05 * RADIUS < np.median(errors_of(got[64:90], unit))
+    assert errors_of(moved[:20], unit).max() < 0.05 * RADIUS
+
+
+def test_a_failure_in_an_overlap_takes_no_frame(monkeypatch):
+    """The one stream has taken the frame when the other fails."""
+    frames = [picture(i) for i in range(80)]
+    session = LongSession(KnowsTheTruth(STILL), length=32, overlap=4, loops=False)
+    got = [session.step(frame) for frame in frames[:30]]
+    step_many = StreamSession.step_many
+
+    def fail(self, *args):
+        if self.num_frames == 30:
+            raise torch.OutOfMemoryError("full")
+        return step_many(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamSession, "step_many", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.step(frames[30])
+    assert session.num_frames == 30 and session.held_frames == tuple(range(30))
+    got += [session.step(frame) for frame in frames[30:]]
+    assert [said.index for said in got] == list(range(80))
+    assert session.num_submaps == 3  # of 34, 32 and 22 frames
+    assert errors_of(got, first_unit(got)).max() < 1e-3 * RADIUS
+
+
+def test_a_search_for_loops_that_fails_is_made_again_with_the_next_call(monkeypatch):
+    frames = [picture(i) for i in range(2 * LAP)]
+    want = LongSession(KnowsTheTruth(Drift()), length=32, overlap=4)
+    predictions = list(want.run(frames))
+    session, failures, got = LongSession(KnowsTheTruth(Drift()), length=32, overlap=4), 0, []
+
+    def fail(*_args):
+        raise torch.OutOfMemoryError("full")
+
+    for frame in frames:
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(LongSession, "_verify", fail)
+                got.append(session.step(frame))
+        except torch.OutOfMemoryError:
+            failures += 1
+            got.append(session.step(frame))
+    session.close_loops()
+    assert failures > 0 and len(want.loops) > 1
+    assert [vars(loop) for loop in session.loops] == [vars(loop) for loop in want.loops]
+    np.testing.assert_array_equal(poses_of(corrected(session, got)), poses_of(corrected(want, predictions)))
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,8 @@ def _with_progress(
     """Run a session with a bar that shows frames a second and the size of the cache."""
     from tqdm import tqdm
 
-    predictions = session.run(frames) if isinstance(session, LongSession) else session.run(frames, chunk=CHUNK)
     with tqdm(total=total, desc=name, unit=" frames", disable=None) as bar:
-        for prediction in predictions:
+        for prediction in session.run(frames, chunk=CHUNK):
             yield prediction
             bar.set_postfix_str(f"cache {session.nbytes / MIB:.1f} MiB, {len(session.held_frames)} frames")
             bar.update()
