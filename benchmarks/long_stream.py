@@ -1,17 +1,22 @@
 """A stream without an end: time of a frame and resident memory, long after the memory is full.
 
 Frames are random pictures, outputs are dropped. The slope of resident memory is fitted over what comes after the first
-tenth. Blocks of frames are compared by their medians, so that the load of a shared machine counts for less.
+tenth. At the end a younger stream is brought to the frames after its memory was filled, and from there both take frames
+in turn, so that what else the machine does hits both: the ratio of their medians says whether age costs time.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from streamvggt.checkpoint import load_model
 from streamvggt.export import write_atomically
@@ -24,16 +29,32 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(session: StreamSession, num_frames: int, image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of every frame, and resident bytes after it."""
-    rng = np.random.default_rng(0)
-    seconds, resident = np.empty(num_frames), np.empty(num_frames)
+def stream(session: StreamSession, images: Iterator[np.ndarray], num_frames: int) -> np.ndarray:
+    """Take so many frames; resident bytes after each."""
+    resident = np.empty(num_frames)
     for i in range(num_frames):
-        image = rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8)
-        start = time.perf_counter()
-        session.step(image)
-        seconds[i], resident[i] = time.perf_counter() - start, resident_bytes()
-    return seconds, resident
+        session.step(next(images))
+        resident[i] = resident_bytes()
+    return resident
+
+
+def in_turn(sessions: Sequence[StreamSession], images: Iterator[np.ndarray], num_frames: int) -> list[float]:
+    """Take so many frames with each, one here, one there; the median milliseconds of a frame of each."""
+    seconds = np.empty((num_frames, len(sessions)))
+    for i in range(num_frames):
+        image = next(images)
+        for k, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.step(image)
+            seconds[i, k] = time.perf_counter() - start
+    return [1e3 * float(ms) for ms in np.median(seconds, axis=0)]
+
+
+def noise(image_hw: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Pictures without end, RGB uint8 ``[h, w, 3]``."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield rng.integers(0, 256, (*image_hw, 3), dtype=np.uint8)
 
 
 def slope(resident: np.ndarray) -> float:
@@ -51,20 +72,28 @@ def main() -> None:
     parser.add_argument("--storage", choices=("native", "int8"), default="native")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/long_stream.md"))
     args = parser.parse_args()
-    session = StreamSession(
-        load_model(args.model), Keyframes(1, 7, 8), storage=args.storage, size=args.size[1], outputs={"camera", "depth"}
-    )
-    seconds, resident = measure(session, args.frames, tuple(args.size))
-    width = max(1, args.frames // 20)
-    early, late = (1e3 * float(np.median(part)) for part in (seconds[width : 2 * width], seconds[-width:]))
+    model, images = load_model(args.model), noise(tuple(args.size))
+
+    def begin() -> StreamSession:
+        return StreamSession(
+            model, Keyframes(1, 7, 8), storage=args.storage, size=args.size[1], outputs={"camera", "depth"}
+        )
+
+    block = args.frames // 20
+    old = begin()
+    resident = stream(old, images, args.frames - block)
+    young = begin()
+    stream(young, images, block)
+    late, early = in_turn([old, young], images, block)
     text = (
-        f"`python benchmarks/long_stream.py`: `{args.model}`, {args.frames} frames of {args.size[1]}x{args.size[0]}, "
-        f"{session.policy}, {args.storage}, camera and depth, CPU, float32.\n\n"
-        "| median of frames | ms |\n|---|--:|\n"
-        f"| {width} to {2 * width} | {early:.1f} |\n| the last {width} | {late:.1f} |\n"
-        f"| last / first | {late / early:.3f} |\n\n"
-        f"Resident memory: {resident[-1] / 2**20:.0f} MiB at the end, {slope(resident) / 1024:+.3f} KiB a frame after "
-        f"the first {args.frames // 10}; held {session.nbytes / 2**20:.2f} MiB.\n"
+        f"    {shlex.join(['python', 'benchmarks/long_stream.py', *sys.argv[1:]])}\n\n"
+        f"`{args.model}`, {args.size[1]}x{args.size[0]} pixels, {old.policy}, {args.storage}, camera and depth, CPU, "
+        f"float32, {torch.get_num_threads()} threads.\n\n"
+        "| frames, two streams in turn | ms, median |\n|---|--:|\n"
+        f"| {block} to {2 * block} | {early:.1f} |\n| {args.frames - block} to {args.frames} | {late:.1f} |\n"
+        f"| ratio | {late / early:.3f} |\n\n"
+        f"Resident memory: {resident[-1] / 2**20:.0f} MiB at frame {len(resident)}, {slope(resident) / 1024:+.3f} KiB "
+        f"a frame after the first {len(resident) // 10}; held {old.nbytes / 2**20:.2f} MiB.\n"
     )
     print(text, end="")
     write_atomically(args.out, text.encode())

@@ -2,7 +2,9 @@
 
 A budget is as many bytes as so many whole frames take; every policy fills it. The walk goes round a made-up room
 twice, so that places come back. Errors are of the whole sequence: path after one similarity (ATE), depth scaled to the
-median frame by frame (AbsRel), cloud after one similarity (the mean of accuracy and completeness).
+median frame by frame (AbsRel), cloud after one similarity (the mean of accuracy and completeness). How far depth and
+cameras move from those of the stream that keeps everything (mean of absolute logarithms of depth, median of angles)
+says what a rule forgets, whatever the network is worth.
 """
 
 from __future__ import annotations
@@ -120,8 +122,12 @@ def real_walk(folder: Path, num_frames: int, width: int) -> Walk:
 
 
 @torch.inference_mode()
-def run(model: StreamVGGT, walk: Walk, row: Row) -> dict[str, float]:
-    """Stream a walk and score what was said, with the bytes held at the end and the median CPU time of a frame."""
+def run(model: StreamVGGT, walk: Walk, row: Row, whole: Answer | None) -> tuple[dict[str, float], Answer]:
+    """Stream a walk and score what was said, also against what a stream that keeps everything said, if it is known.
+
+    Returns:
+        Errors, bytes and frames held at the end, and the median CPU time of a frame; and what was said.
+    """
     memory = None
     if row.budget is not None:
         memory = budget_bytes(model, walk, row.budget)
@@ -143,14 +149,31 @@ def run(model: StreamVGGT, walk: Walk, row: Row) -> dict[str, float]:
         world_points=unproject(depths, extrinsics, intrinsics).numpy(),
     )
     scores = score(answer, walk.truth, SEQUENCE)
-    return {
+    whole = answer if whole is None else whole
+    results = {
         "ATE": scores["ate_rmse"],
         "AbsRel": scores["abs_rel_median"],
         "cloud": mean((scores["accuracy_mean"], scores["completeness_mean"])),
         "bytes": float(state.nbytes),
         "frames": float(len(state.held_frames)),
         "ms": 1e3 * float(np.median(times[len(times) // 2 :])),
+        "depth off": float(np.abs(np.log(_depth(answer) / _depth(whole))).mean()),
+        "turn off": float(np.median(_angles(answer, whole))),
     }
+    return results, answer
+
+
+def _depth(answer: Answer) -> np.ndarray:
+    assert answer.depth is not None
+    return answer.depth
+
+
+def _angles(answer: Answer, other: Answer) -> np.ndarray:
+    """Degrees between the cameras of two answers, frame by frame."""
+    assert answer.extrinsics is not None and other.extrinsics is not None
+    # Not by the cosine, which knows no angle below 0.02 degrees in float32.
+    chord = np.linalg.norm(answer.extrinsics[:, :3, :3] - other.extrinsics[:, :3, :3], axis=(-2, -1))
+    return np.degrees(2 * np.arcsin((chord / 8**0.5).clip(0, 1)))
 
 
 def budget_bytes(model: StreamVGGT, walk: Walk, budget: int) -> int:
@@ -167,8 +190,9 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """A row for each policy and budget, its measures in every walk, and the mean of their ratios to KeepAll's."""
     walks = list(next(iter(results.values())))
     lines = [
-        "| policy | frames it fits | held | MiB | ms a frame | " + " | ".join(walks) + " | mean over KeepAll |",
-        "|---|--:|--:|--:|--:|" + "--:|" * (len(walks) + 1),
+        "| policy | frames it fits | held | MiB | ms a frame | " + " | ".join(walks) + " | mean over KeepAll "
+        "| off KeepAll |",
+        "|---|--:|--:|--:|--:|" + "--:|" * (len(walks) + 2),
     ]
     for name, by_walk in results.items():
         policy, budget = name.rsplit(" @ ", 1)
@@ -177,7 +201,9 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         lines.append(
             f"| {policy} | {budget} | {first['frames']:.0f} | {first['bytes'] / 2**20:.1f} | {first['ms']:.0f} | "
             + " | ".join(cells)
-            + f" | {' / '.join(f'{ratio(results, name, measure):.3f}' for measure in MEASURES)} |"
+            + f" | {' / '.join(f'{ratio(results, name, measure):.3f}' for measure in MEASURES)}"
+            + f" | {100 * mean(m['depth off'] for m in by_walk.values()):.2f} % / "
+            + f"{mean(m['turn off'] for m in by_walk.values()):.2f} deg |"
         )
     return "\n".join(lines) + "\n"
 
@@ -225,14 +251,19 @@ def main() -> None:
     walks = [round_trip(seed, args.frames, (height, args.width)) for seed in args.seeds]
     walks += [real_walk(folder, args.frames, args.width) for folder in args.data]
     results: dict[str, dict[str, dict[str, float]]] = {}
+    whole: dict[str, Answer] = {}
     for row in rows(tuple(args.budgets)):
         name = f"{row.name} @ {'all' if row.budget is None else row.budget}"
-        results[name] = {f"{walk.name}, {len(walk.images)}": run(model, walk, row) for walk in walks}
+        results[name] = {}
+        for walk in walks:
+            title = f"{walk.name}, {len(walk.images)}"
+            results[name][title], answer = run(model, walk, row, whole.get(title))
+            whole.setdefault(title, answer)  # the first row keeps everything
         print(name, json.dumps(results[name]), flush=True)
     head = f"`python benchmarks/policies.py`, `{args.model}`, {args.width} pixels wide, CPU, float32.\n\n{__doc__}\n"
     columns = (
         f"Columns of walks: {' / '.join(MEASURES)} (lower is better; ATE and cloud in metres). Frames held, MiB and\n"
-        "CPU time (median of the second half, one thread) are those of the first walk.\n\n"
+        "CPU time (median of the second half) are those of the first walk; the last two columns are of all walks.\n\n"
     )
     write_atomically(args.out, (head + columns + table(results)).encode())
     draw(results, args.out.with_suffix(".png"))
