@@ -16,6 +16,7 @@ from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .posegraph import require_scipy
 from .session import Prepared, StreamSession, in_groups
+from .state import byte_count
 from .submaps import Keyframe, View, align_views, jpeg_of, seen_again
 from .types import FloatArray, Frame, FramePrediction, required
 
@@ -50,8 +51,12 @@ class LongSession:
         length: frames of a sub-map.
         overlap: frames that neighbouring sub-maps share, at least 1 and at most half of the length.
         loops: find and close them; needs SciPy.
-        options: as for :class:`StreamSession`, for each of the two sessions of an overlap; cameras and depth must be
-            among the outputs.
+        memory: what all inner streams may remember together, as for :class:`StreamSession`; it is never passed. Each of
+            those that can be there at once has an equal part: two in an overlap, and with loops a third that looks at
+            two places together. What is kept of sub-maps that have ended comes on top, and grows with the stream: a
+            JPEG, a grid of about 1000 depths with their confidences and a descriptor for every fourth frame, and a
+            camera for each.
+        options: as for :class:`StreamSession`; cameras and depth must be among the outputs.
 
     Raises:
         ValueError: the overlap does not fit the length, or as for :class:`StreamSession`.
@@ -66,6 +71,7 @@ class LongSession:
         length: int = 32,
         overlap: int = 4,
         loops: bool = True,
+        memory: int | str | None = None,
         **options: Any,
     ) -> None:
         if not 1 <= overlap <= length // 2:
@@ -76,7 +82,9 @@ class LongSession:
         if loops:
             require_scipy()
         self.model, self.length, self.overlap = model, length, overlap
-        self._loops_wanted, self._options = loops, options
+        self._memory = None if memory is None else byte_count(memory)
+        share = None if self._memory is None else self._memory // (3 if loops else 2)
+        self._loops_wanted, self._options = loops, {**options, "memory": share}
         self._session, self._next = self._begin(policy), _Coming()
         self._atlas = Atlas()
         self._cameras: list[FloatArray] = []  # as they were given out
@@ -94,7 +102,7 @@ class LongSession:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the sessions hold (two of them in an overlap) and that is kept of all sub-maps."""
+        """Bytes that the inner streams hold (two of them in an overlap), and those that are kept of all sub-maps."""
         kept = sum(keyframe.nbytes for submap in self._atlas.submaps for keyframe in submap.keyframes)
         kept += sum(camera.nbytes for camera in self._cameras)
         return kept + self._session.nbytes + self._next.nbytes

@@ -1,20 +1,24 @@
 """Long sessions, with a network that knows the truth and drifts away from it by a known amount."""
 
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from drifting import LAP, RADIUS, SIDE, Drift, KnowsTheTruth, picture, true_depth, true_pose
+from ledger import Ledger
 from scipy.spatial.transform import Rotation
 
 from streamvggt import (
     AnchorWindow,
     KeepAll,
+    Keyframes,
     LongSession,
     Scene,
     StreamSession,
+    TokenBudget,
     invert_pose,
     load_model,
     move_prediction,
@@ -339,6 +343,45 @@ def test_descriptors_of_a_stream_are_those_of_frames_alone():
     said = StreamSession(model, size=28).step((images[0, 0].permute(1, 2, 0) * 255).round().byte().numpy())
     assert said.descriptor.shape == (model.config.encoder_width,)
     np.testing.assert_allclose(said.descriptor, alone[0, 0].numpy(), atol=0.01)
+
+
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("policy", [KeepAll(), AnchorWindow(1, 12), Keyframes(), TokenBudget()], ids=str)
+def test_the_memory_holds_for_all_inner_streams_together(policy, loops, monkeypatch, caplog):
+    """With loops three of them are there where a place is looked at within an overlap; without, two."""
+    model, images = load_model("tiny"), noise(35)
+    monkeypatch.setattr("streamvggt.atlas._ALIKE", -1)
+    streams, most = weakref.WeakSet(), 0
+    begin, step_many = LongSession._begin, StreamSession.step_many
+
+    def counted(self, *args):
+        streams.add(stream := begin(self, *args))
+        return stream
+
+    def stepped(self, *args):
+        nonlocal most
+        said = step_many(self, *args)
+        most = max(most, ledger.most + sum(stream._state._other_bytes for stream in streams))
+        together.add(sum(stream.num_frames > 0 for stream in streams))
+        return said
+
+    monkeypatch.setattr(LongSession, "_begin", counted)
+    monkeypatch.setattr(StreamSession, "step_many", stepped)
+    together, held, memory = set(), [], 21 * model.config.cached_frame_bytes(28, 28)
+    ledger = Ledger(monkeypatch)
+    session = LongSession(model, policy, length=14, overlap=4, loops=loops, memory=memory, size=28)
+    caplog.clear()
+    for i, said in enumerate(session.run(images, chunk=2)):
+        assert said.index == i
+        held.append(len(session.held_frames))
+        if i == 32:  # within an overlap
+            session.close_loops()
+    assert max(together) == (3 if loops else 2)
+    assert 0.4 * memory < most <= memory
+    assert session.num_submaps == 4
+    if not isinstance(policy, TokenBudget):
+        assert 5 < max(held) <= (6 if loops else 10)  # of 14
+    assert len({record.message for record in caplog.records}) == len(caplog.records) <= 1, caplog.messages
 
 
 # --- what goes wrong

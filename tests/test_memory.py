@@ -4,13 +4,13 @@ import logging
 import signal
 import subprocess
 import sys
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ledger import Ledger
 from reference import lively, relative_error
 
 from streamvggt import (
@@ -25,8 +25,6 @@ from streamvggt import (
     TokenBudget,
     load_model,
     save_model,
-    stores,
-    tokens,
 )
 from streamvggt.cache import frame_prototypes
 from streamvggt.policies import LayerTokens
@@ -109,28 +107,6 @@ def naive_keyframes(keys, special, anchors, bank, recent):
             held = sorted(chosen)
         after.append(tuple(held))
     return after
-
-
-class Ledger:
-    """Counts the bytes of buffers that caches make and let go, at their worst moment."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.most = 0, 0
-        make = stores.new_buffer
-
-        def counted(*args, **kwargs):
-            buffer = make(*args, **kwargs)
-            size = buffer.nbytes
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(buffer, self.gone, size)
-            return buffer
-
-        for module in (stores, tokens):
-            monkeypatch.setattr(module, "new_buffer", counted)
-
-    def gone(self, size):
-        self.now -= size
 
 
 @pytest.mark.parametrize("frames", [5, 10])
