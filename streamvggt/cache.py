@@ -19,6 +19,8 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from .policies import CachePolicy
 from .stores import NativeStore, Store
 
+_SAME_FRAME = 1e-3  # distance of prototypes, which have length 1
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +41,7 @@ class Slots:
 
     A call on the stream goes :meth:`begin`, :meth:`choose` as soon as the keys of the first block are there, all caches
     write and attend by :attr:`plan`, :meth:`commit`. A call that fails before its commit can be repeated, unless it
-    overwrote frames that the repetition would have to see.
+    overwrote what the repetition would have to see: held frames, or single tokens of them.
     """
 
     def __init__(self, policy: CachePolicy) -> None:
@@ -49,10 +51,13 @@ class Slots:
         self.prototypes: dict[int, Tensor] = {}  # of held frames, [B, E], by frame number
         self.num_frames = 0  # frames seen so far
         self.plan: list[Step] = []  # one step for each coming frame
+        self.lost: str | None = None  # why the streams cannot go on
         self._coming = 0
         self._planned: list[int] = []
         self._planned_prototypes: dict[int, Tensor] = {}
         self._overwritten: set[int] = set()  # held slots that calls without a commit have written
+        self._thinned_by = -1  # last frame of such calls, counted from their first, that overwrote single held tokens
+        self._first: Tensor | None = None  # prototype of the first frame of the last call, [B, E]
 
     @property
     def capacity(self) -> int | None:
@@ -69,8 +74,8 @@ class Slots:
         """Choose slots for the coming frames, from their prototypes ``[B, S, E]`` and those of the held ones.
 
         Raises:
-            ValueError: the last call failed after it overwrote frames that this one would take for held, or the policy
-                kept other frames than it may.
+            ValueError: the last call failed after it overwrote what this one would take for held, or the policy kept
+                other frames than it may.
         """
         frames, known, plan = list(self.frames), dict(self.prototypes), list[Step]()
         for s in range(self._coming):
@@ -88,21 +93,35 @@ class Slots:
                 f"the last call failed after it overwrote {len(self._overwritten)} held frames, which are lost; "
                 "start another stream"
             )
+        if self._thinned_by > 0 or (self._thinned_by == 0 and not self._is_first(prototypes[:, 0])):
+            what_to_do = ", which are lost;" if self._thinned_by else "; repeat it with the same frame, or"
+            raise ValueError(f"the last call failed after it overwrote held tokens{what_to_do} start another stream")
         self._overwritten |= {step.slot for step in plan} & set(range(len(self.frames)))
+        self._first = prototypes[:, 0].clone()
         self.plan, self._planned, self._planned_prototypes = plan, frames, known
+
+    def thin(self, s: int) -> None:
+        """Note that frame ``s`` of the call overwrites single tokens of held frames."""
+        self._thinned_by = max(self._thinned_by, s)
 
     def commit(self) -> None:
         """Make the planned frames the held ones."""
         self.num_frames += len(self.plan)
         self.frames, self.prototypes = self._planned, self._planned_prototypes
-        self.plan, self._overwritten = [], set()
+        self.plan, self._overwritten, self._thinned_by, self._first = [], set(), -1, None
+
+    def check_not_lost(self) -> None:
+        """Raise ValueError if the streams cannot go on."""
+        if self.lost is not None:
+            raise ValueError(f"{self.lost}; start another stream")
 
     def check_settled(self) -> None:
-        """Raise ValueError after a call that failed when it had already overwritten held frames."""
-        if self._overwritten:
+        """Raise ValueError after a call that failed when it had already overwritten held frames or tokens."""
+        self.check_not_lost()
+        if self._overwritten or self._thinned_by >= 0:
+            what = f"{len(self._overwritten)} held frames" if self._overwritten else "held tokens"
             raise ValueError(
-                f"the last call failed after it overwrote {len(self._overwritten)} held frames; repeat it first, or "
-                "start another stream"
+                f"the last call failed after it overwrote {what}; repeat it first, or start another stream"
             )
 
     def kept(self, policy: CachePolicy, slots: Collection[int]) -> list[int]:
@@ -116,6 +135,10 @@ class Slots:
         """Hold the frames of these slots alone; they move to the first ones in this order."""
         self.frames = [self.frames[slot] for slot in slots]
         self.prototypes = {frame: self.prototypes[frame] for frame in self.frames}
+
+    def _is_first(self, prototype: Tensor) -> bool:
+        """Whether a frame is the first one of the call that failed, but for rounding."""
+        return self._first is not None and bool((prototype - self._first).norm(dim=-1).max() < _SAME_FRAME)
 
     def _victim(self, frames: list[int], prototypes: Mapping[int, Tensor]) -> int | None:
         """Name the frame that makes room for the last of ``frames``, or None if there is room."""

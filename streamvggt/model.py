@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -156,7 +157,9 @@ class StreamVGGT(nn.Module):
             return predictions
         with torch.no_grad():
             _check_continues(state, (b, height, width), s, wanted)
-            state.begin(s, (b, height, width), queries=query_points is not None)
+            before = state.num_frames
+            taken = state.begin(s, (b, height, width), queries=query_points is not None)
+            images, later = images[:, :taken], images[:, taken:]
             encoded = self._encode(images, state.run)
             tokens, matches = self._aggregate(
                 encoded, (height, width), state.block_attends, state.num_frames, state.matches, wanted, state.run
@@ -166,7 +169,13 @@ class StreamVGGT(nn.Module):
                 self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             predictions.descriptors = encoded.descriptors
             state.commit(matches)
-        return predictions
+            if taken == s:
+                return predictions
+            try:
+                return _joined(predictions, self(later, state=state, outputs=outputs))
+            except BaseException:
+                state.abandon(before)
+                raise
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Tensor:
@@ -368,6 +377,16 @@ class StreamVGGT(nn.Module):
             raise ValueError(f"query_points must be [{streams}, N, 2] with xy in pixels, got {shape}")
         if query_points.device.type != "meta" and not query_points.isfinite().all():
             raise ValueError("query_points must be finite; leave out points that are unknown")
+
+
+def _joined(first: Predictions, later: Predictions) -> Predictions:
+    """Put what is said about frames before what is said about the frames after them."""
+    joined = Predictions()
+    for name in (field.name for field in fields(Predictions)):
+        parts = [getattr(said, name) for said in (first, later)]
+        if parts[0] is not None:
+            setattr(joined, name, torch.cat(parts, dim=2 if name == "pose_enc_iterations" else 1))
+    return joined
 
 
 def _check_continues(

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 DEFAULT_FRAMES = 24  # held by rules that are given neither a count nor a memory
 _SPREAD = 4  # frames of which tokens are held, over those that would fit whole
 _POOL = 16  # patch queries that are averaged, as in XStreamVGGT
+_MOST_FRAMES = 2**15 - 1  # of which single tokens are held: their labels are 16-bit
 
 
 class Costs(NamedTuple):
@@ -210,19 +211,37 @@ class TokenScore(Protocol):
 class KeyDiversity:
     """Keep tokens whose key points away from the mean direction of the keys that may go and of the coming patches.
 
-    As in InfiniteVGGT, for each layer and head; there, layers share one budget by how alike their keys are.
+    As in InfiniteVGGT, for each layer and head. As there, layers whose keys are less alike hold more tokens, with one
+    difference: what each layer is to hold is settled once, when the first tokens have to go.
+
+    Attributes:
+        temperature: how evenly layers share what all of them hold, above 0; higher is more even. None gives every layer
+            the same.
     """
+
+    temperature: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"KeyDiversity needs a temperature above 0, or None, got {self.temperature!r}")
 
     def __call__(self, tokens: LayerTokens) -> Tensor:
         """Score tokens by the negative cosine to the mean direction."""
-        mean, start = normalize(tokens.keys[:, :, tokens.special :].float(), dim=-1).sum(2), 0
-        for keys in tokens.key_blocks():
-            weight = tokens.candidates[:, :, start : start + keys.shape[2]] / _lengths(keys)
-            mean = mean + (weight.to(keys.dtype)[:, :, None] @ keys)[:, :, 0].float()
-            start += keys.shape[2]
-        mean = normalize(mean, dim=-1)[..., None]
+        mean = normalize(tokens.keys[:, :, tokens.special :].float(), dim=-1).sum(2)
+        mean = normalize(mean + _sum_of_directions(tokens), dim=-1)[..., None]
         cosines = [(keys @ mean.to(keys.dtype))[..., 0].float() / _lengths(keys) for keys in tokens.key_blocks()]
         return -torch.cat(cosines, dim=2)
+
+    def likeness(self, tokens: LayerTokens) -> Tensor:
+        """Say how alike the keys that may go are, from 0 to 1: their mean cosine to one another, over all heads."""
+        mean = _sum_of_directions(tokens) / tokens.candidates.sum(2, keepdim=True)
+        return mean.square().sum(-1).mean()
+
+    def shares(self, likeness: Sequence[float]) -> list[float]:
+        """What part of the tokens that may go each layer holds, from :meth:`likeness` of all."""
+        if self.temperature is None:
+            return [1 / len(likeness)] * len(likeness)
+        return ((1 - torch.tensor(likeness, dtype=torch.float64)) / self.temperature).softmax(0).tolist()
 
 
 @dataclass(frozen=True)
@@ -251,10 +270,11 @@ class TokenBudget(CachePolicy):
     held, one goes as with :class:`Keyframes`, and all its tokens with it.
 
     Attributes:
-        tokens: held in each layer, at least two whole frames; fewer where memory is short. None fills the memory of the
-            stream, or holds as many as 24 frames have where no limit was given.
+        tokens: held in each layer, or with :class:`KeyDiversity` in the mean of all layers; at least two whole frames,
+            fewer than asked for where memory is short. None fills the memory of the stream, or holds as many as 24
+            frames have where no limit was given.
         score: says which tokens are worth most.
-        frames: of which tokens are held, at least 2; None for four times as many as would fit whole.
+        frames: of which tokens are held, 2 to 32,767; None for four times as many as would fit whole.
     """
 
     tokens: int | None = None
@@ -264,6 +284,8 @@ class TokenBudget(CachePolicy):
     def __post_init__(self) -> None:
         _check_counts(self, {"tokens": self.tokens or 1})
         _check_counts(self, {"frames": 2 if self.frames is None else self.frames}, least=2)
+        if self.frames is not None and self.frames > _MOST_FRAMES:
+            raise ValueError(f"TokenBudget holds tokens of at most {_MOST_FRAMES:,} frames, got frames={self.frames:,}")
         if isinstance(self.score, type) or not callable(self.score):
             raise ValueError(f"score must be an instance such as KeyDiversity(), got {self.score!r}")
 
@@ -295,7 +317,7 @@ class TokenBudget(CachePolicy):
             tokens = most if asked is None else min(asked, most)
         frames = _SPREAD * tokens // whole if self.frames is None else self.frames
         # The first and the newest frame stay whole, and of the others the special tokens.
-        frames = min(frames, 2 + (tokens - 2 * whole) // costs.special)
+        frames = min(frames, 2 + (tokens - 2 * whole) // costs.special, _MOST_FRAMES)
         if frames < 2:
             raise ValueError(
                 f"{self} needs at least the {2 * whole} tokens of two frames of this size in each layer, and has "
@@ -306,6 +328,37 @@ class TokenBudget(CachePolicy):
     def holds_less(self, other: CachePolicy) -> bool:
         """Whether this is a smaller version of ``other``."""
         return isinstance(other, TokenBudget) and self.budget < other.budget
+
+    def layer_budgets(self, shares: Sequence[float], frame_tokens: int, special: int) -> list[int]:
+        """How many tokens each layer holds, :attr:`budget` in the mean.
+
+        Every layer holds what must stay: two whole frames and the special tokens of the others. The rest goes by
+        shares, and no layer gets more than its frames have.
+
+        Args:
+            shares: of the layers; they add up to 1.
+            frame_tokens: P.
+            special: camera and register tokens of a frame.
+        """
+        least = 2 * frame_tokens + (self.capacity - 2) * special
+        most = self.capacity * frame_tokens - least
+        free, weight = (self.budget - least) * len(shares), sum(shares)
+        budgets = [0] * len(shares)
+        # The largest first: what one of them cannot take is left to the others.
+        for layer in sorted(range(len(shares)), key=lambda i: -shares[i]):
+            part = min(most, round(free * shares[layer] / weight))
+            budgets[layer], free, weight = least + part, free - part, weight - shares[layer]
+        return budgets
+
+
+def _sum_of_directions(tokens: LayerTokens) -> Tensor:
+    """Add up the directions of the keys that may go, ``[B, heads, D]``."""
+    total, start = torch.zeros(()), 0
+    for keys in tokens.key_blocks():
+        weight = tokens.candidates[:, :, start : start + keys.shape[2]] / _lengths(keys)
+        total = total.to(keys.device) + (weight.to(keys.dtype)[:, :, None] @ keys)[:, :, 0].float()
+        start += keys.shape[2]
+    return total
 
 
 def _lengths(keys: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from .policies import AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImpor
 from .safefiles import write_tensors
 from .state import StreamState, TrackQuery
 from .static import require_compiler
+from .tokens import TokenCache
 
-FORMAT = "streamvggt session 1"
+FORMAT = "streamvggt session 2"
 _RULES = {
     rule.__name__: rule for rule in (AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget)
 }
@@ -65,6 +66,7 @@ def save_state(path: Path, model: StreamVGGT, state: StreamState, settings: Mapp
         "key_bytes": state.key_bytes,
         "num_frames": state.num_frames,
         "frames": frames,
+        "shares": {name: cache.share for name, cache in state.caches.items() if isinstance(cache, TokenCache)},
         "followed": sorted(state.tracks.features),
         "queries": [query.frame for query in state.tracks.queries],
     }
@@ -129,6 +131,8 @@ def _state(model: StreamVGGT, facts: Mapping[str, Any], tensors: Mapping[str, Te
     state.input_shape = None if facts["shape"] is None else tuple(facts["shape"])
     state.key_bytes = facts["key_bytes"]
     for name, cache in state.caches.items():
+        if isinstance(cache, TokenCache):
+            cache.share = facts["shares"][name]
         content = {key.removeprefix(f"{name}."): part for key, part in tensors.items() if key.startswith(f"{name}.")}
         if content:
             cache.load(content)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .attention import Attend
@@ -16,7 +18,7 @@ from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
 from .config import StreamVGGTConfig
 from .layers import RunBlock, run_block
 from .matching import MatchMemory
-from .policies import CachePolicy, Costs, Keyframes, TokenBudget, require_policy
+from .policies import CachePolicy, Costs, KeyDiversity, Keyframes, TokenBudget, require_policy
 from .static import StaticCache, StaticPlan, require_fixed_size, run_compiled
 from .stores import Storage, new_store
 from .tokens import LABEL_BYTES, TokenCache
@@ -197,7 +199,7 @@ class StreamState:
             return partial(self._shared_camera[block].attend_in_round, round_index=round_index)
         return self._camera[round_index][block].attend
 
-    def begin(self, num_frames: int, shape: tuple[int, int, int], *, queries: bool = False) -> None:
+    def begin(self, num_frames: int, shape: tuple[int, int, int], *, queries: bool = False) -> int:
         """Announce the frames of a call; the first block attends next, and :meth:`commit` ends the call.
 
         Args:
@@ -205,9 +207,13 @@ class StreamState:
             shape: B, H, W.
             queries: whether points to follow are named on the first of them.
 
+        Returns:
+            How many of the frames the call can take; the others are to come in another one.
+
         Raises:
-            ValueError: the memory has no room for the features of these points' frame.
+            ValueError: the memory has no room for the features of these points' frame, or the streams are lost.
         """
+        self.slots.check_not_lost()
         self._coming_shape = shape
         self._queries = len(self.tracks.queries) + queries
         if self.num_frames == 0:
@@ -217,7 +223,9 @@ class StreamState:
             # What took over from a policy without a limit stays.
             took_over = self._asked.capacity is None and self.slots.policy.capacity is not None
             self._apply(self.slots.policy if took_over else self._asked)
-        self.slots.begin(num_frames)
+        taken = min(num_frames, self._frames_before_sharing() or num_frames)
+        self.slots.begin(taken)
+        return taken
 
     def commit(self, matches: MatchMemory) -> None:
         """Make the frames of the call the newest ones of the streams."""
@@ -285,28 +293,74 @@ class StreamState:
             self._static.update(self.slots.plan, self.slots.capacity, k.device)
         return self._blocks[0].attend(q, k, v)
 
+    def abandon(self, before: int) -> None:
+        """Go back after frames were taken in parts and a later part failed, if there was nothing ``before`` them."""
+        if before == 0:
+            self.reset()
+        else:
+            self.slots.lost = "the last call failed after a part of its frames was taken"
+
+    def _frames_before_sharing(self) -> int | None:
+        """How many frames can come before layers must share what they hold, which they do here when it is none.
+
+        Layers share by the keys that all of them hold, so never within a call, in which one is done before the next.
+        """
+        policy, thinned = self.slots.policy, self._thinned
+        if not isinstance(policy, TokenBudget) or any(cache.share for cache in thinned):
+            return None
+        score = policy.score
+        if not isinstance(score, KeyDiversity) or score.temperature is None:
+            return None
+        if self.num_frames == 0:
+            return 1  # the first frame says how many tokens there are
+        tokens, special = thinned[0].frame_tokens, self.config.special_tokens
+        room = (policy.budget - max(cache.used for cache in thinned)) // tokens
+        if room > 0:
+            return room
+        shares = score.shares(torch.stack([cache.likeness(score) for cache in thinned]).tolist())
+        with self._irreversible():
+            for cache, share in zip(thinned, policy.layer_budgets(shares, tokens, special), strict=True):
+                cache.share = share
+                if cache.exceeds_capacity:
+                    cache.select(range(len(self.slots.frames)))
+        return None
+
+    @contextmanager
+    def _irreversible(self) -> Iterator[None]:
+        """What fails in here, out of memory say, leaves caches that no longer agree."""
+        self.slots.lost = "a change of what the layers hold failed half-way, and they no longer agree"
+        yield
+        self.slots.lost = None
+
+    @property
+    def _thinned(self) -> list[TokenCache]:
+        return [cache for cache in self._blocks if isinstance(cache, TokenCache)]
+
     def _apply(self, policy: CachePolicy) -> None:
         """Hold what ``policy`` holds within the memory."""
         self.slots.check_settled()
         fitted, fallback = self._fitted(policy)
-        by_tokens = isinstance(fitted, TokenBudget)
-        thinned = [cache for cache in self._blocks if isinstance(cache, TokenCache)]
+        by_tokens, thinned = isinstance(fitted, TokenBudget), self._thinned
         slots = set(range(len(self.slots.frames)))
         if thinned and not by_tokens:
             # Frames of which tokens have gone are of no use to a policy of whole frames.
             slots = set.intersection(*(cache.whole() for cache in thinned))
         kept = self.slots.kept(fallback or fitted, slots)  # the last thing that may be refused
-        if thinned and not by_tokens:
-            self._hold(kept, always=True)
-            self._blocks = [cache.to_frames(self.slots) for cache in thinned]
-            kept = list(range(len(kept)))
-        self.slots.policy, self.slots.fallback = fitted, fallback
-        self._hold(kept)
-        if by_tokens and not thinned:
-            for layer, cache in enumerate(self._blocks):
-                self._blocks[layer] = thin = TokenCache.of_frames(cache, self.config.special_tokens)
-                if thin.exceeds_capacity:
-                    thin.select(range(len(self.slots.frames)))
+        with self._irreversible():
+            if thinned and not by_tokens:
+                self._hold(kept, always=True)
+                self._blocks = [cache.to_frames(self.slots) for cache in thinned]
+                kept = list(range(len(kept)))
+            if fitted != self.slots.policy:
+                for cache in thinned:
+                    cache.share = None  # until tokens have to go again
+            self.slots.policy, self.slots.fallback = fitted, fallback
+            self._hold(kept)
+            if by_tokens and not thinned:
+                for layer, whole in enumerate(self._blocks):
+                    self._blocks[layer] = thin = TokenCache.of_frames(whole, self.config.special_tokens)
+                    if thin.exceeds_capacity:
+                        thin.select(range(len(self.slots.frames)))
 
     def _hold(self, slots: list[int], *, always: bool = False) -> None:
         """Hold the frames of these slots alone, in buffers that are no larger than the policy allows."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache, Slots, Step
-from .policies import KeyDiversity, LayerTokens, TokenBudget, TokenScore
+from .policies import KeyDiversity, LayerTokens, TokenBudget
 from .stores import Store, new_buffer
 
 LABEL_BYTES = 3  # of a token in one head: its slot, and whether it is special
@@ -33,9 +33,10 @@ class TokenCache(KVCache):
         self._special_tokens = special
         self.owners: Tensor | None = None  # slot of each token, [B, heads, T]
         self.special: Tensor | None = None  # whether it is a camera or register token, likewise
+        self.share: int | None = None  # tokens that this layer holds at most, where layers differ in it
         self._used = 0
-        # The call that was made last: frames before it, tokens before it, and whether it cannot be made again.
-        self._before, self._start, self._spoiled = -1, 0, False
+        # The call that was made last: frames before it, and tokens before it.
+        self._before, self._start = -1, 0
 
     def content(self) -> dict[str, Tensor]:
         """What is held, by name."""
@@ -44,7 +45,7 @@ class TokenCache(KVCache):
         held = {"owners": self.owners, "special": self.special}
         scales = {name: x for name, x in self.store.buffers.items() if name == "key_scales"}
         held |= {name: x for name, x in self.store.buffers.items() if name not in scales}
-        held = {name: x[:, :, : self._used] for name, x in held.items()}
+        held = {name: x[:, :, : self.used] for name, x in held.items()}
         return held | {name: x[:, :, : len(self.slots.frames)] for name, x in scales.items()}
 
     def load(self, content: Mapping[str, Tensor]) -> None:
@@ -65,7 +66,17 @@ class TokenCache(KVCache):
         """Whether there is room for more than the policy holds."""
         scales = self.store.buffers.get("key_scales")  # a row a frame
         too_many = scales is not None and scales.shape[2] > self._policy.capacity
-        return too_many or self.store.tokens > self._policy.budget
+        return too_many or self.store.tokens > self.budget
+
+    @property
+    def budget(self) -> int:
+        """Tokens that this layer holds at most."""
+        return self._policy.budget if self.share is None else self.share
+
+    @property
+    def used(self) -> int:
+        """Tokens of held frames; between calls, for those of a call that failed do not count."""
+        return self._start if self.slots.num_frames == self._before else self._used
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write each frame over tokens that make room for it and attend over all that are held (an ``Attend``)."""
@@ -74,7 +85,8 @@ class TokenCache(KVCache):
         frames, slots = [], len(self.slots.frames)
         for s, step in enumerate(self.slots.plan):
             at, added = self._places(step, q[:, :, s], k[:, :, s], replaces=step.used == slots)
-            self._spoiled |= s > 0 and added < self.frame_tokens
+            if added < self.frame_tokens:
+                self.slots.thin(s)
             self._used += added
             slots = step.used
             self._write(at, step.slot, k[:, :, s], v[:, :, s])
@@ -98,24 +110,24 @@ class TokenCache(KVCache):
 
     def whole(self) -> set[int]:
         """Slots of frames of which every token is held."""
-        if not self._used:
+        if not self.used:
             return set(range(len(self.slots.frames)))
-        owners = self._labels()[0][:, :, : self._used]
+        owners = self._labels()[0][:, :, : self.used]
         return {s for s in range(len(self.slots.frames)) if bool((owners == s).sum(2).eq(self.frame_tokens).all())}
 
     def select(self, slots: Sequence[int]) -> None:
         """Keep tokens of these slots alone, as many as the policy holds; see :meth:`Slots.select`."""
+        self._used = self.used
         if not self._used:
             return
         owners, special = (label[:, :, : self._used] for label in self._labels())
         stays = (owners[..., None] == torch.tensor(list(slots), device=owners.device)).any(-1)
         # Frames have different numbers of tokens left in different heads, and all heads must hold as many.
-        count = min(int(stays.sum(2).min()), self._policy.budget)
+        count = min(int(stays.sum(2).min()), self.budget)
         newest = self.slots.frames.index(max(self.slots.frames))
         protected = special | (owners == self.slots.frames.index(min(self.slots.frames))) | (owners == newest)
         # There is no query between frames, so that what is unlike the others stays, whatever the policy's score.
-        nothing = next(self.store.key_blocks(self._used, owners))[:, :, :0]
-        score = self._scored(KeyDiversity(), stays & ~protected, nothing, nothing)
+        score = KeyDiversity()(self._between_frames(stays & ~protected))
         score = score.masked_fill(protected, torch.inf).masked_fill(~stays, -torch.inf)
         at = score.topk(count, dim=2).indices.sort(dim=2).values
         place = torch.zeros(max(slots) + 1, dtype=torch.int16, device=owners.device)
@@ -131,11 +143,18 @@ class TokenCache(KVCache):
     def to_frames(self, slots: Slots) -> KVCache:
         """The same content for a policy of whole frames; every frame held must be whole."""
         cache = KVCache(slots, self.store)
-        if self._used:
-            order = self._labels()[0][:, :, : self._used].long().argsort(dim=2, stable=True)
+        if self.used:
+            order = self._labels()[0][:, :, : self.used].long().argsort(dim=2, stable=True)
             self.store.gather(order, range(len(self.slots.frames)))
             cache.adopt(self.frame_tokens)
         return cache
+
+    def likeness(self, score: KeyDiversity) -> Tensor:
+        """How alike this layer's tokens are, but for those that stay anyway."""
+        self._used = self.used
+        owners, special = (label[:, :, : self._used] for label in self._labels())
+        first = owners == self.slots.frames.index(min(self.slots.frames))
+        return score.likeness(self._between_frames(~(special | first)))
 
     @property
     def _policy(self) -> TokenBudget:
@@ -147,11 +166,7 @@ class TokenCache(KVCache):
     def _begin(self) -> None:
         """Take back a call that failed, or start a new one."""
         if self.slots.num_frames != self._before:
-            self._before, self._start, self._spoiled = self.slots.num_frames, self._used, False
-        elif self._spoiled:
-            raise ValueError(
-                "the last call failed after it overwrote held tokens, which are lost; start another stream"
-            )
+            self._before, self._start = self.slots.num_frames, self._used
         self._used = self._start
 
     def _places(self, step: Step, q: Tensor, k: Tensor, *, replaces: bool) -> tuple[Tensor, int]:
@@ -165,15 +180,16 @@ class TokenCache(KVCache):
             k: its keys.
             replaces: whether its slot was another frame's, all of whose tokens then go.
         """
-        free = min(self._policy.budget - self._used, self.frame_tokens)
+        free = min(self.budget - self._used, self.frame_tokens)
         victims = torch.empty((*k.shape[:2], 0), dtype=torch.long, device=k.device)
         if replaces or free < self.frame_tokens:
             owners, special = (label[:, :, : self._used] for label in self._labels())
             leaves = owners == step.slot
             if replaces and free:
                 free = min(free, self.frame_tokens - int(leaves.sum(2).max()))
-            protected = (special | (owners == step.held.index(0))) & ~leaves
-            score = self._scored(self._policy.score, ~(protected | leaves), q, k)
+            protected = (special | (owners == step.held.index(min(step.held)))) & ~leaves
+            blocks = partial(self.store.key_blocks, self._used, owners)
+            score = self._policy.score(LayerTokens(blocks, ~(protected | leaves), q, k, self._special_tokens))
             score = score.masked_fill(protected, torch.inf).masked_fill(leaves, -torch.inf)
             victims = score.topk(self.frame_tokens - free, dim=2, largest=False).indices.sort(dim=2).values
         behind = torch.arange(self._used, self._used + free, device=k.device)
@@ -188,15 +204,23 @@ class TokenCache(KVCache):
         special.scatter_(2, at, is_special.expand_as(at))
         self.store.write_tokens(at, slot, k, v)
 
-    def _scored(self, score: TokenScore, candidates: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def _between_frames(self, candidates: Tensor) -> LayerTokens:
+        """What is known of the tokens held when no frame comes."""
         blocks = partial(self.store.key_blocks, self._used, self._labels()[0])
-        return score(LayerTokens(blocks, candidates, q, k, self._special_tokens))
+        nothing = next(blocks())[:, :, :0]
+        return LayerTokens(blocks, candidates, nothing, nothing, self._special_tokens)
 
     def _reserve_tokens(self, used: int, slots: int, k: Tensor, v: Tensor) -> None:
-        """Make room for ``used`` tokens of ``slots`` frames; buffers double when full, up to the policy's budget."""
+        """Make room for ``used`` tokens of ``slots`` frames; buffers double when full, up to the layer's budget.
+
+        One that passes the mean of all layers takes all of its budget at once: while it grows, both buffers are there,
+        and the memory has room beside the budgets for one that is no larger than the mean.
+        """
         if self.store.tokens < used:
             frames = -(-used // self.frame_tokens)
-            size = min((1 << (frames - 1).bit_length()) * self.frame_tokens, self._policy.budget)
+            mean = self._policy.budget
+            size = min((1 << (frames - 1).bit_length()) * self.frame_tokens, mean) if used <= mean else self.budget
+            size = min(size, self.budget)
             self._make_labels(size, k)
         elif self.store.slots < slots:
             size = self.store.tokens

@@ -1,6 +1,7 @@
 """What streams keep: every policy within its memory, and what it chooses against the rule written down naively."""
 
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from streamvggt import (
     load_model,
     save_model,
 )
+from streamvggt.attention import causal_attention
 from streamvggt.cache import frame_prototypes
-from streamvggt.policies import LayerTokens
+from streamvggt.policies import Costs, LayerTokens
 from streamvggt.state import byte_count
 from streamvggt.stores import STORAGES, Int8Store
 
@@ -38,7 +40,7 @@ POLICIES = {
     "all": KeepAll(),
     "window": AnchorWindow(1, 4),
     "keyframes": Keyframes(1, 2, 2),
-    "diversity": TokenBudget(5 * 25 + 3, KeyDiversity()),
+    "diversity": TokenBudget(5 * 25 + 3, KeyDiversity(temperature=0.05)),  # layers that differ widely
     "importance": TokenBudget(5 * 25 + 3, QueryImportance(), frames=7),
 }
 policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
@@ -199,6 +201,157 @@ def test_a_failed_call_is_repeated_exactly(tiny, policy, storage, monkeypatch):
     assert torch.equal(torch.cat(parts, 1), want["depth"])
 
 
+class Fails:
+    """A frame that fails in the last block, once all others have written it."""
+
+    def __init__(self, model, monkeypatch):
+        self.block, self.monkeypatch = model.aggregator.global_blocks[-1], monkeypatch
+
+    def __call__(self, model, chunk, state):
+        def fail(*_args):
+            raise RuntimeError("out of memory")
+
+        with self.monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+            patch.setattr(self.block.mlp, "forward", fail)
+            model(chunk, state=state)
+
+
+@pytest.fixture
+def failing_call(tiny, monkeypatch):
+    return Fails(tiny, monkeypatch)
+
+
+@storages
+@pytest.mark.parametrize("score", [KeyDiversity(), QueryImportance()], ids=str)
+def test_tokens_that_a_failed_call_overwrote_are_told_to_every_other_frame(tiny, storage, score, failing_call):
+    video = images(frames=7)
+    state = tiny.new_state(TokenBudget(4 * 25 + 3, score), storage=storage)
+    want, _ = stream(tiny, video, tiny.new_state(TokenBudget(4 * 25 + 3, score), storage=storage))
+    got, _ = stream(tiny, video[:, :6], state)
+    for _ in range(2):
+        failing_call(tiny, video[:, 6:], state)
+        with pytest.raises(
+            ValueError, match="overwrote held tokens; repeat it with the same frame, or start another stream"
+        ):
+            tiny(video[:, :1], state=state)
+        with pytest.raises(ValueError, match="overwrote held tokens; repeat it first"):
+            state.set_policy(AnchorWindow(1, 1))
+    last = tiny(video[:, 6:], state=state)
+    for name in DENSE:
+        assert torch.equal(torch.cat([got[name], getattr(last, name)], 1), want[name]), name
+
+
+def test_a_chunk_that_overwrote_tokens_for_a_later_frame_and_failed_is_told(tiny, failing_call):
+    video = images(frames=7)
+    state = tiny.new_state(TokenBudget(4 * 25 + 3, QueryImportance()))
+    stream(tiny, video[:, :5], state)
+    failing_call(tiny, video[:, 5:], state)
+    for again in (video[:, 5:], video[:, 5:6]):
+        with pytest.raises(ValueError, match="overwrote held tokens, which are lost; start another stream"):
+            tiny(again, state=state)
+
+
+@pytest.mark.parametrize("score", [KeyDiversity(), QueryImportance()], ids=str)
+def test_a_failed_call_that_overwrote_nothing_leaves_no_trace(tiny, score, failing_call, tmp_path):
+    """There was room for its tokens: they are neither counted nor saved, and another frame can come."""
+    video = frames(6)
+    want = numbers(StreamSession(tiny, TokenBudget(103, score), size=70).run([*video[:2], *video[3:]]))
+    session = StreamSession(tiny, TokenBudget(103, score), size=70)
+    got = numbers(session.run(video[:2]))
+    before = session.nbytes
+    failing_call(tiny, images(frames=1), session._state)
+    assert session.nbytes == before
+    session.save(tmp_path / "stream.safetensors")
+    resumed = StreamSession.resume(tiny, tmp_path / "stream.safetensors")
+    assert resumed.nbytes == before
+    for goes_on in (session, resumed):
+        np.testing.assert_array_equal(np.stack(got + numbers(goes_on.run(video[3:]))), np.stack(want))
+
+
+def test_a_chunk_that_was_taken_in_parts_and_failed_is_undone_or_told(tiny, monkeypatch):
+    """Layers share their tokens between calls, so that a chunk may be taken in two; here the second part fails."""
+    video = images(frames=9)
+    policy = TokenBudget(4 * 25 + 3)
+    want, _ = stream(tiny, video, tiny.new_state(policy))
+    state, parts = tiny.new_state(policy), []
+
+    def second_fails(*args):
+        parts.append(args)
+        if len(parts) % 2 == 0:
+            raise RuntimeError("out of memory")
+        return type(tiny.depth_head).forward(tiny.depth_head, *args)
+
+    def failing(chunk):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+            patch.setattr(tiny.depth_head, "forward", second_fails)
+            tiny(chunk, state=state)
+
+    failing(video[:, :3])
+    assert (state.num_frames, state.nbytes) == (0, 0)
+    got, _ = stream(tiny, video[:, :3], state, 3)
+    failing(video[:, 3:])
+    assert len(parts) == 4
+    for call in (lambda: tiny(video[:, 3:], state=state), lambda: state.set_policy(KeepAll())):
+        with pytest.raises(ValueError, match="after a part of its frames was taken; start another stream"):
+            call()
+    state.reset()
+    got, _ = stream(tiny, video, state, 9)
+    for name in DENSE:
+        assert relative_error(got[name], want[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("policy", [AnchorWindow(1, 5), TokenBudget(6 * 25, frames=6)], ids=str)
+def test_a_change_of_policy_that_fails_half_way_is_told(tiny, policy, monkeypatch):
+    """The third buffer cannot be made, so that one layer is shortened and the others are not."""
+    want, _ = stream(tiny, images(), tiny.new_state(policy))
+    state, calls, make = tiny.new_state(policy), [], stores.new_buffer
+    stream(tiny, images(), state)
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError
+        return make(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(stores, "new_buffer", fail)
+        state.set_policy(AnchorWindow(1, 1))
+    for call in (lambda: tiny(images(frames=1), state=state), lambda: state.set_policy(policy)):
+        with pytest.raises(ValueError, match="failed half-way, and they no longer agree; start another stream"):
+            call()
+    state.reset()
+    got, _ = stream(tiny, images(), state)
+    assert torch.equal(got["depth"], want["depth"])
+
+
+@storages
+@policies
+def test_the_hundred_thousandth_frame_is_like_any_other(tiny, policy, storage, tmp_path):
+    """A stream whose frames are renumbered, as if many had come and gone, says what it would have said."""
+    video, far = images(), 100_000
+    want, held = stream(tiny, video, tiny.new_state(policy, storage=storage))
+    state = tiny.new_state(policy, storage=storage)
+    got, _ = stream(tiny, video[:, :6], state)
+    slots = state.slots
+
+    def number(frame):
+        return frame + far if frame else 0
+
+    slots.prototypes = {number(frame): prototype for frame, prototype in slots.prototypes.items()}
+    slots.frames, slots.num_frames = [number(frame) for frame in slots.frames], number(slots.num_frames)
+    rest, held_far = stream(tiny, video[:, 6:], state)
+    assert held_far == [tuple(map(number, frames)) for frames in held[6:]]
+    for name in DENSE:
+        assert torch.equal(torch.cat([got[name], rest[name]], 1), want[name]), name
+
+
+def test_single_tokens_are_held_of_no_more_frames_than_labels_can_tell_apart(tiny):
+    with pytest.raises(ValueError, match="at most 32,767 frames, got frames=32,768"):
+        TokenBudget(frames=2**15)
+    costs = Costs(tokens=9, special=5, token=8, label=3, frame=8, room=None)
+    assert TokenBudget(10**9).fit(costs).frames == 2**15 - 1
+
+
 # --- what is kept
 
 
@@ -228,6 +381,30 @@ def test_a_prototype_is_the_direction_of_the_mean_patch_key():
     torch.testing.assert_close(frame_prototypes(k, 1), (mean / 2.5)[None, None])
 
 
+def naive_layer_budgets(model, video, budget, frames):
+    """Tokens of each layer: two frames and the special tokens of the others, and by likeness a share of the rest.
+
+    The likeness is the mean cosine of each patch of the frames that fit, but the first, to each, itself among them.
+    """
+    keys, depth = [], model.config.depth
+
+    def attend(q, k, v):
+        keys.append(k)
+        return causal_attention(q, k, v)
+
+    with torch.no_grad():
+        model._tokens(video[:, : budget // 25], [attend] * depth)
+    weights = []
+    for k in keys:
+        patches = torch.nn.functional.normalize(k[:, :, 1:, 5:].flatten(2, 3), dim=-1)
+        weights.append(math.exp((1 - (patches @ patches.transpose(-1, -2)).mean().item()) / 0.5))
+    least = 2 * 25 + (frames - 2) * 5
+    shares = [(budget - least) * depth * weight / sum(weights) for weight in weights]
+    over = sum(max(0, share - (frames * 25 - least)) for share in shares)  # of one of two layers
+    assert depth == 2
+    return [least + round(min(frames * 25 - least, share + over)) for share in shares]
+
+
 def naive_token_stream(model, video, budget, frames, score):
     """Tokens held after each frame in each layer and head, from the definition, with lists; and the numbers said.
 
@@ -236,6 +413,9 @@ def naive_token_stream(model, video, budget, frames, score):
     special, depth = 5, model.config.depth
     held_frames = naive_keyframes(first_keys(model, video), special, 1, frames - 2, 1)
     kept = [[[] for _ in range(model.config.num_heads)] for _ in range(depth)]
+    budgets = [budget] * depth
+    if score is naive_diversity:
+        budgets = naive_layer_budgets(model, video, budget, frames)
 
     def attend_in(layer):
         def attend(q, k, v):
@@ -243,9 +423,16 @@ def naive_token_stream(model, video, budget, frames, score):
             for t in range(k.shape[2]):
                 for head in range(k.shape[1]):
                     keys, values = k[0, head], v[0, head]
-                    tokens = [token for token in kept[layer][head] if token[0] in held_frames[t]]
+                    tokens = kept[layer][head]
                     may_go = [token for token in tokens if token[0] > 0 and token[1] >= special]
-                    excess = len(tokens) + k.shape[3] - budget
+                    if t == budget // 25 and len(tokens) > budgets[layer]:  # less than all layers held till now
+                        old = [token for token in may_go if token[0] < t - 1]
+                        worth = naive_diversity(old, k[0], q[0, :, t], head, None)
+                        gone = sorted(old, key=lambda token: worth[token])[: len(tokens) - budgets[layer]]
+                        tokens = [token for token in tokens if token not in gone]
+                    tokens = [token for token in tokens if token[0] in held_frames[t]]
+                    may_go = [token for token in tokens if token in may_go]
+                    excess = len(tokens) + k.shape[3] - (budgets[layer] if t >= budget // 25 else budget)
                     if excess > 0:
                         worth = score(may_go, k[0], q[0, :, t], head, t)
                         gone = sorted(may_go, key=lambda token: worth[token])[:excess]
@@ -261,13 +448,14 @@ def naive_token_stream(model, video, budget, frames, score):
 
     with torch.no_grad():
         tokens = model._tokens(video, [attend_in(layer) for layer in range(depth)])
-    return held_frames, kept, tokens
+    return held_frames, kept, tokens, budgets
 
 
 def naive_diversity(may_go, k, q, head, t):
-    """Distance from the mean direction of what may go and the newest patches, with the longest way round."""
+    """Distance from the mean direction of what may go and the patches of frame t, with the longest way round."""
     directions = {token: k[head][token] / k[head][token].norm() for token in may_go}
-    newest = [k[head, t, place] / k[head, t, place].norm() for place in range(5, k.shape[2])]
+    patches = [] if t is None else [(t, place) for place in range(5, k.shape[2])]
+    newest = [k[head][token] / k[head][token].norm() for token in patches]
     mean = sum([*directions.values(), *newest]) / (len(may_go) + len(newest))
     return {token: 1 - float(direction @ mean / mean.norm()) for token, direction in directions.items()}
 
@@ -293,13 +481,15 @@ def naive_importance(may_go, k, q, head, t):
 )
 def test_a_token_budget_keeps_what_the_rule_says(tiny, score, naive, budget, frames):
     video = images(frames=10)
-    held, kept, want = naive_token_stream(tiny, video, budget, frames, naive)
+    held, kept, want, budgets = naive_token_stream(tiny, video, budget, frames, naive)
+    assert (len(set(budgets)) > 1) == (naive is naive_diversity)
     state = tiny.new_state(TokenBudget(budget, score, frames=frames))
     got, frames_held = stream(tiny, video, state)
     assert frames_held == held
+    assert [cache.budget for cache in state._blocks] == budgets
     for layer, cache in enumerate(state._blocks):
         for head in range(tiny.config.num_heads):
-            frame_of = [state.slots.frames[slot] for slot in cache.owners[0, head, : cache._used].tolist()]
+            frame_of = [state.slots.frames[slot] for slot in cache.owners[0, head, : cache.used].tolist()]
             assert sorted(frame_of) == sorted(frame for frame, _ in kept[layer][head]), (layer, head)
     with torch.no_grad():
         depth = tiny._decode(want, HW, lambda _round, _block: lambda q, k, v: v, {"depth"}).depth
@@ -316,6 +506,34 @@ def test_key_diversity_by_hand():
     length = (x * x + y * y) ** 0.5
     expected = torch.tensor([-x, -y, -(x - y) * 0.5**0.5]) / length
     torch.testing.assert_close(score[0, 0], expected)
+
+
+def test_layers_share_tokens_by_hand():
+    """Likeness 0.2 and 0.7: one unit of the temperature apart, so parts as e to 1."""
+    score = KeyDiversity(temperature=0.5)
+    shares = score.shares([0.2, 0.7])
+    torch.testing.assert_close(shares, [math.e / (1 + math.e), 1 / (1 + math.e)])
+    # 4 frames of 20 tokens, 5 of them special: each layer holds 2 * 20 + 2 * 5 = 50, and of the 2 * 10 others parts.
+    budgets = TokenBudget(60, score, frames=4).layer_budgets(shares, 20, 5)
+    assert budgets == [50 + 15, 50 + 5]  # 14.6 and 5.4
+    # No layer has more than its frames have: 80. The other has the rest, and at the end all layers are full.
+    for budget, want in ((76, [80, 72]), (80, [80, 80])):
+        assert TokenBudget(budget, score, frames=4).layer_budgets(shares, 20, 5) == want
+    assert KeyDiversity(temperature=None).shares([0.2, 0.7]) == [0.5, 0.5]
+
+
+def test_likeness_by_hand():
+    """Two keys at a right angle: of the four pairs two have cosine 1 and two 0; the third key does not count."""
+    keys = torch.tensor([[[[2.0, 0.0], [0.0, 3.0], [5.0, 5.0]]]])
+    may_go, nothing = torch.tensor([[[True, True, False]]]), keys[:, :, :0]
+    tokens = LayerTokens(lambda: iter([keys[:, :, :1], keys[:, :, 1:]]), may_go, nothing, nothing, 1)
+    torch.testing.assert_close(KeyDiversity().likeness(tokens), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_a_temperature_is_above_0(temperature):
+    with pytest.raises(ValueError, match="temperature above 0"):
+        KeyDiversity(temperature)
 
 
 def test_query_importance_by_hand():
@@ -468,7 +686,8 @@ def test_every_policy_can_follow_every_other(tiny, before, after, count, storage
     assert ledger.now == state.allocated_bytes - state._other_bytes
     assert ledger.most + state._other_bytes <= memory
     if isinstance(after, TokenBudget):
-        assert all(cache._used == after.tokens for cache in state._blocks)
+        assert all(cache.used == cache.budget for cache in state._blocks)
+        assert sum(cache.budget for cache in state._blocks) == 2 * after.tokens
 
 
 @storages
