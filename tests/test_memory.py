@@ -26,6 +26,7 @@ from streamvggt import (
     TokenBudget,
     load_model,
     save_model,
+    stores,
 )
 from streamvggt.attention import causal_attention
 from streamvggt.cache import frame_prototypes
