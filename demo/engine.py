@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +19,9 @@ from streamvggt import (
     CheckpointError,
     Frame,
     FramePrediction,
+    LongSession,
+    Similarity,
+    StreamSession,
     StreamVGGT,
     load_model,
     preprocess,
@@ -46,6 +50,13 @@ class Step:
     cache_bytes: int
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Loops were closed: where the predictions so far belong by now, see :meth:`streamvggt.LongSession.corrections`."""
+
+    corrections: Sequence[Similarity]
+
+
 class Engine:
     """Networks, loaded when they are first needed; a lock lets one frame of one visitor through at a time.
 
@@ -69,8 +80,10 @@ class Engine:
         if self._loaded is None:
             self._model("small")
 
-    def stream(self, frames: Iterable[Frame], settings: RunSettings, notice: Callable[[str], None]) -> Iterator[Step]:
-        """Yield a step for each frame, as soon as it is there.
+    def stream(
+        self, frames: Iterable[Frame], settings: RunSettings, notice: Callable[[str], None]
+    ) -> Iterator[Step | Moved]:
+        """Yield a step for each frame as soon as it is there, and where all of them belong if loops were closed.
 
         Args:
             frames: taken one at a time, but where a GPU is lent by the call all before the first step.
@@ -87,10 +100,7 @@ class Engine:
             return
         session = settings.session(model)
         try:
-            for frame in frames:
-                with self._step_lock:
-                    prediction = session.step(frame)
-                yield Step(prediction, session.nbytes)
+            yield from _said(session, frames, self._step_lock)
         except (OutOfMemoryError, MemoryError) as error:
             del session
             if torch.cuda.is_available():
@@ -117,29 +127,41 @@ class Engine:
                 self._loaded = (source, load_model(source, device=device))
             return self._loaded[1]
 
-    def _stream_on_zero_gpu(self, frames: Iterable[Frame], settings: RunSettings, source: str) -> Iterator[Step]:
+    def _stream_on_zero_gpu(
+        self, frames: Iterable[Frame], settings: RunSettings, source: str
+    ) -> Iterator[Step | Moved]:
         from gradio import Error
 
         # The worker is a forked process: what crosses its border is pickled, so arrays and numbers only.
         arrays = [_shrunk(frame, settings.seen_width_px) for frame in frames]
         try:
-            for fields, cache_bytes in self._lent(arrays, settings.to_json(), source):
-                yield Step(FramePrediction(**fields), cache_bytes)
+            yield from self._lent(arrays, settings.to_json(), source)
         except Error as error:
             raise _lender_error(error.message) from error
 
     def _arrays_on_gpu(
         self, arrays: list[dict[str, Any]], values: dict[str, Any], source: str
-    ) -> Iterator[tuple[dict[str, Any], int]]:
+    ) -> Iterator[Step | Moved]:
         settings = RunSettings(**values)
         # A worker serves several calls and knows the network that was loaded when it was forked. It must not take the
         # lock: another thread may have held that at the fork.
         if self._loaded is None or self._loaded[0] != source:
             self._loaded = (source, load_model(source, device="cuda" if torch.cuda.is_available() else "cpu"))
-        session = settings.session(self._loaded[1])
-        for fields in arrays:
-            prediction = replace(session.step(Frame(**fields)), placement=None)
-            yield vars(prediction), session.nbytes
+        yield from _said(settings.session(self._loaded[1]), (Frame(**fields) for fields in arrays), nullcontext())
+
+
+def _said(
+    session: StreamSession | LongSession, frames: Iterable[Frame], lock: AbstractContextManager[Any]
+) -> Iterator[Step | Moved]:
+    for frame in frames:
+        with lock:
+            prediction = session.step(frame)
+        yield Step(replace(prediction, placement=None), session.nbytes)
+    if isinstance(session, LongSession):
+        with lock:
+            session.close_loops()
+        if session.loops:
+            yield Moved(session.corrections())
 
 
 def gpu_seconds(num_frames: int, settings: RunSettings) -> int:

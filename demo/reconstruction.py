@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamvggt import FramePrediction, PointCloud, Scene, frame_glb_bytes, write_atomically
+from streamvggt import (
+    Frame,
+    FramePrediction,
+    PointCloud,
+    Scene,
+    Similarity,
+    frame_glb_bytes,
+    move_prediction,
+    write_atomically,
+)
 
-from .engine import Engine
-from .run import Run, chunk_path, prediction_path
+from .engine import Engine, Moved
+from .run import CORRECTIONS, Run, chunk_path, prediction_path
 from .settings import RunSettings
 
 PERCENTILES = range(0, 101, 5)
 """Of the confidence of the points so far, percent; the manifest lists their values."""
 
+FIELDS = ("image", "depth", "depth_conf", "world_points", "world_points_conf", "extrinsics", "intrinsics")
+"""What is kept of a prediction beside its number and time."""
+
 _SAMPLE = 2000  # confidences kept of each frame for the percentiles
-_FIELDS = ("image", "depth", "depth_conf", "world_points", "world_points_conf", "extrinsics", "intrinsics")
 
 
 def reconstruct(run: Run, engine: Engine) -> str | None:
@@ -32,22 +45,71 @@ def reconstruct(run: Run, engine: Engine) -> str | None:
         ValueError: a frame cannot be decoded or differs in shape.
         OSError: the disk is full.
     """
-    sample = np.empty(0, np.float32)
-    num_points = 0
-    thinning = run.settings.thinning()
-    frames = run.source.frames(run.settings, run.limits, lambda: run.ending is not None)
-    with closing(engine.stream(frames, run.settings, run.notice)) as steps:
+    chunks = _Chunks(run)
+    with closing(engine.stream(_frames(run), run.settings, run.notice)) as steps:
         for step in steps:
-            cloud = thinning.new_points(frame_cloud(step.prediction, run.settings), step.prediction)
+            if isinstance(step, Moved):
+                _move(run, step.corrections)
+                continue
             write_atomically(prediction_path(run.folder, run.count), prediction_bytes(step.prediction))
-            write_atomically(chunk_path(run.folder, run.count), frame_glb_bytes(step.prediction, cloud))
-            num_points += len(cloud)
-            sample = np.concatenate([sample, cloud.confidence[:: len(cloud) // _SAMPLE + 1]])[-50 * _SAMPLE :]
-            levels = np.percentile(sample, PERCENTILES).round(4).tolist() if len(sample) else []
-            run.grown(cache_bytes=step.cache_bytes, points=num_points, conf_percentiles=levels)
-            if (ending := run.ending) is not None:
+            run.grown(cache_bytes=step.cache_bytes, **chunks.write(run.count, step.prediction))
+            # A long run goes on to the corrections, which come after the last frame that it was given.
+            if not run.settings.long and (ending := run.ending) is not None:
                 return ending
     return run.ending
+
+
+class _Chunks:
+    """Writes the chunks of a run one after the other: a place is in that of the first frame that sees it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._thinning = run, run.settings.thinning()
+        self._sample, self._num_points = np.empty(0, np.float32), 0
+
+    def write(self, index: int, prediction: FramePrediction) -> dict[str, Any]:
+        """Write the next one and return what it changes in the statistics of the manifest."""
+        cloud = self._thinning.new_points(frame_cloud(prediction, self._run.settings), prediction)
+        write_atomically(chunk_path(self._run.folder, index), frame_glb_bytes(prediction, cloud))
+        self._num_points += len(cloud)
+        confidence = cloud.confidence[:: len(cloud) // _SAMPLE + 1]
+        self._sample = np.concatenate([self._sample, confidence])[-50 * _SAMPLE :]
+        levels = np.percentile(self._sample, PERCENTILES).round(4).tolist() if len(self._sample) else []
+        return {"points": self._num_points, "conf_percentiles": levels}
+
+
+def _frames(run: Run) -> Iterator[Frame]:
+    """Yield the frames of a run until it must end."""
+    for frame in run.source.frames(run.settings, run.limits, lambda: run.ending is not None):
+        if run.ending is not None:
+            return
+        yield frame
+
+
+def _move(run: Run, corrections: Sequence[Similarity]) -> None:
+    """Bring scene and files of a run to where the predictions belong by now; those on disk stay as they came."""
+    parts = {name: np.array([getattr(move, name) for move in corrections]) for name in _PARTS}
+    buffer = io.BytesIO()
+    np.savez(buffer, **parts)
+    write_atomically(run.folder / CORRECTIONS, buffer.getvalue())
+    chunks, stats = _Chunks(run), {}
+    for index in range(run.count):
+        prediction = move_prediction(read_prediction(prediction_path(run.folder, index)), corrections[index])
+        stats = chunks.write(index, prediction)
+    run.renewed(**stats)
+    run.notice("Places were seen again: scene and files follow the corrected path.")
+
+
+_PARTS = ("scale", "rotation", "translation")
+
+
+def read_corrections(folder: Path) -> list[Similarity] | None:
+    """Read where the predictions of a run belong, None where they are there already."""
+    path = folder / CORRECTIONS
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        scales, rotations, translations = (archive[name] for name in _PARTS)
+    return [Similarity(float(scale), *pose) for scale, *pose in zip(scales, rotations, translations, strict=True)]
 
 
 def frame_cloud(prediction: FramePrediction, settings: RunSettings) -> PointCloud:
@@ -61,13 +123,13 @@ def prediction_bytes(prediction: FramePrediction) -> bytes:
     """Write one raw prediction as a NumPy archive, not compressed, for :func:`read_prediction`."""
     buffer = io.BytesIO()
     numbers = {"index": prediction.index, "time_s": prediction.time_s}
-    arrays = {name: value for name in _FIELDS if (value := getattr(prediction, name)) is not None}
+    arrays = {name: value for name in FIELDS if (value := getattr(prediction, name)) is not None}
     np.savez(buffer, **numbers, **arrays)
     return buffer.getvalue()
 
 
-def read_prediction(path: Any) -> FramePrediction:
-    """Read a prediction that :func:`prediction_bytes` wrote."""
+def read_prediction(path: Any, fields: Collection[str] = FIELDS) -> FramePrediction:
+    """Read a prediction that :func:`prediction_bytes` wrote, or some fields of it; the image must be among them."""
     with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in _FIELDS if name in archive}
+        arrays = {name: archive[name] for name in FIELDS if name in archive and name in fields}
         return FramePrediction(index=int(archive["index"]), time_s=float(archive["time_s"]), **arrays)

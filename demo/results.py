@@ -9,7 +9,7 @@ import io
 import secrets
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,16 +17,18 @@ import numpy as np
 
 from streamvggt import (
     Camera,
+    FramePrediction,
     PointCloud,
     colmap_files,
     glb_bytes,
+    move_prediction,
     npz_bytes,
     ply_bytes,
     tum_trajectory,
     turntable_mp4,
 )
 
-from .reconstruction import frame_cloud, read_prediction
+from .reconstruction import FIELDS, frame_cloud, read_corrections, read_prediction
 from .run import DOWNLOADS, FINISHED, RESULTS, prediction_path
 from .settings import RunSettings
 
@@ -82,13 +84,21 @@ class Predictions:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.settings = RunSettings(**manifest["settings"])
         self.paths = [prediction_path(folder, index) for index in range(manifest["count"])]
+        self._corrections = read_corrections(folder)
+
+    def read(self, path: Path, fields: Collection[str] = FIELDS) -> FramePrediction:
+        """Read one of ``paths`` as it is known at the end of the run, or some fields of it."""
+        prediction = read_prediction(path, fields)
+        if self._corrections is None:
+            return prediction
+        return move_prediction(prediction, self._corrections[prediction.index])
 
     def cloud(self, most_points: int) -> tuple[PointCloud, list[Camera]]:
         """Gather the points that the page shows, at most so many (an even sample), and all cameras."""
         cameras, thinning, rng = [], self.settings.thinning(), np.random.default_rng(0)
         columns: list[np.ndarray] = []
         for path in self.paths:
-            prediction = read_prediction(path)
+            prediction = self.read(path)
             cloud = thinning.new_points(frame_cloud(prediction, self.settings), prediction)
             keys = rng.random(len(cloud))
             new = [cloud.points, cloud.colors, cloud.confidence, cloud.frame_index, keys]
@@ -137,7 +147,7 @@ def _colmap(file: BinaryIO, predictions: Predictions) -> None:
 
 def _npz(file: BinaryIO, predictions: Predictions) -> None:
     """Write what :func:`streamvggt.npz_bytes` would, without all predictions in memory."""
-    first = np.load(io.BytesIO(npz_bytes([read_prediction(predictions.paths[0])])), allow_pickle=False)
+    first = np.load(io.BytesIO(npz_bytes([predictions.read(predictions.paths[0])])), allow_pickle=False)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name in first.files:
             template = first[name]
@@ -149,8 +159,9 @@ def _npz(file: BinaryIO, predictions: Predictions) -> None:
                 header = {"descr": template.dtype.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
                 for path in predictions.paths:
-                    with np.load(path, allow_pickle=False) as one:
-                        member.write(one["image" if name == "images" else name].astype(template.dtype).tobytes())
+                    field = "image" if name == "images" else name
+                    value = np.asarray(getattr(predictions.read(path, {"image", field}), field))
+                    member.write(value.astype(template.dtype).tobytes())
 
 
 def _mp4(file: BinaryIO, predictions: Predictions) -> None:

@@ -19,6 +19,7 @@ from .watchers import Watchers
 
 FINISHED = ("done", "stopped", "failed")
 MANIFEST, CHUNKS, PREDICTIONS, RESULTS = "manifest.json", "chunks", "predictions", "results"
+CORRECTIONS = "corrections.npz"
 
 DOWNLOADS = (
     {"format": "glb", "name": "scene.glb", "label": "GLB: points and cameras, for 3D viewers"},
@@ -110,6 +111,7 @@ class Run:
             "total": source.total,
             "count": 0,
             "live": source.live,
+            "edition": 0,  # of the chunks: another one when all of them were written anew
             "stats": {"frames_per_s": 0.0, "cache_bytes": 0, "points": 0, "conf_percentiles": []},
             "downloads": [],
             "settings": settings.to_json(),
@@ -197,6 +199,15 @@ class Run:
         count = self._manifest["count"] + 1
         elapsed_s = max(self._clock() - (self._started or 0), 1e-6)
         self.update(count=count, stats={"frames_per_s": round(count / elapsed_s, 3), **stats})
+
+    def renewed(self, **stats: Any) -> None:
+        """Announce that all chunks were written anew.
+
+        Args:
+            stats: those that changed.
+        """
+        manifest = self.manifest
+        self.update(edition=manifest["edition"] + 1, stats={**manifest["stats"], **stats})
 
     @property
     def count(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ from streamvggt import (
     CachePolicy,
     KeepAll,
     Keyframes,
+    LongSession,
     PointFilter,
     StreamSession,
     StreamVGGT,
+    TokenBudget,
     VoxelThinning,
 )
 
@@ -57,25 +59,26 @@ MODELS: Mapping[str, ModelChoice] = {
 
 @dataclass(frozen=True)
 class MemoryChoice:
-    """A budget for the frames that a stream holds.
+    """A rule for what a stream remembers.
 
     Attributes:
         label: what the control shows.
-        policy: which frames stay.
-        memory: what :class:`streamvggt.StreamSession` may hold at most, whatever the policy asks for.
+        policy: the rule, where a frame of 4:3 has so many tokens.
     """
 
     label: str
-    policy: CachePolicy
-    memory: str = "2GiB"
+    policy: Callable[[int], CachePolicy]
 
 
 MEMORIES: Mapping[str, MemoryChoice] = {
-    "window": MemoryChoice("The first frame and the newest 15", AnchorWindow(1, 15)),
-    "keyframes": MemoryChoice("The 24 frames that differ most, for long clips", Keyframes()),
-    "short": MemoryChoice("The first frame and the newest 5: least memory", AnchorWindow(1, 5)),
-    "all": MemoryChoice("Every frame up to 2 GiB: most accurate, slower and slower", KeepAll()),
+    "window": MemoryChoice("The first frame and the newest 15", lambda tokens: AnchorWindow(1, 15)),
+    "keyframes": MemoryChoice("The 24 frames that differ most", lambda tokens: Keyframes(anchors=1, bank=15, recent=8)),
+    "tokens": MemoryChoice("Parts that stand out in many frames", lambda tokens: TokenBudget(24 * tokens)),
+    "all": MemoryChoice("Every frame: slower and slower", lambda tokens: KeepAll()),
 }
+
+MEMORY = "2GiB"
+"""What a stream may hold at most, whatever the rule asks for."""
 
 WIDTHS = (112, 168, 224, 294, 392, 518)
 """Widths of frames on offer, pixels."""
@@ -97,6 +100,8 @@ class RunSettings:
         width_px: width to which frames are resized, a multiple of 14 from 56 to 518; 0 takes the network's own.
         model: a key of ``MODELS``, or "tiny" in tests.
         memory: a key of ``MEMORIES``.
+        compress: store what is remembered in 8 bits a number.
+        long: correct drift and close loops, see :class:`streamvggt.LongSession`; predictions move afterwards.
         geometry: where a point lies: "depth" by depth map and camera, "points" by the point map.
         confidence: percent of each frame's least certain points that are left out, 0 to 90.
         mask_sky: leave out what looks like sky.
@@ -112,6 +117,8 @@ class RunSettings:
     width_px: int = 0
     model: str = "small"
     memory: str = "window"
+    compress: bool = False
+    long: bool = False
     geometry: Literal["depth", "points"] = "depth"
     confidence: float = 10.0
     mask_sky: bool = False
@@ -167,11 +174,18 @@ class RunSettings:
         """Begin a scene in which a place belongs to the first frame that sees it."""
         return VoxelThinning(MODELS[self.model].cell if self.model in MODELS else 0.05, dense=True)
 
-    def session(self, model: StreamVGGT) -> StreamSession:
+    def session(self, model: StreamVGGT) -> StreamSession | LongSession:
         """Begin a stream as chosen."""
-        choice = MEMORIES[self.memory]
-        outputs = {"camera", "depth"} | ({"points"} if self.geometry == "points" else set())
-        return StreamSession(model, choice.policy, memory=choice.memory, size=self.width_px or None, outputs=outputs)
+        width = self.seen_width_px
+        tokens = model.config.tokens_per_frame(width * 3 // 4, width)
+        return (LongSession if self.long else StreamSession)(
+            model,
+            MEMORIES[self.memory].policy(tokens),
+            storage="int8" if self.compress else "native",
+            memory=MEMORY,
+            size=self.width_px or None,
+            outputs={"camera", "depth"} | ({"points"} if self.geometry == "points" else set()),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the choices for the manifest."""

@@ -107,9 +107,13 @@ def _settings_controls() -> dict[str, gr.components.Component]:
             [(choice.label, name) for name, choice in MODELS.items()], value=default.model, label="Network"
         )
         licence = gr.Markdown(handlers.model_note(default.model))
-        memory = gr.Dropdown(
-            [(choice.label, name) for name, choice in MEMORIES.items()], value=default.memory, label="Memory budget"
+        memory = gr.Radio(
+            [(choice.label, name) for name, choice in MEMORIES.items()],
+            value=default.memory,
+            label="What is remembered",
         )
+        compress = gr.Checkbox(default.compress, label="Remember in 8 bits: half the memory, a little less exact")
+        long = gr.Checkbox(default.long, label="Long video: correct the path where a place is seen again")
         geometry = gr.Radio(
             [(label, name) for name, label in GEOMETRIES.items()], value=default.geometry, label="Points from"
         )
@@ -124,6 +128,8 @@ def _settings_controls() -> dict[str, gr.components.Component]:
         "width_px": width,
         "model": model,
         "memory": memory,
+        "compress": compress,
+        "long": long,
         "geometry": geometry,
         "confidence": confidence,
         "mask_sky": mask_sky,
@@ -194,6 +200,8 @@ def _public_endpoint(runs: Runs, video: gr.Video, controls: list[gr.components.C
         width_px: int = 0,
         model: str = "small",
         memory: str = "window",
+        compress: bool = False,
+        long: bool = False,
         geometry: str = "depth",
         confidence: float = 10.0,
         mask_sky: bool = False,
@@ -209,7 +217,10 @@ def _public_endpoint(runs: Runs, video: gr.Video, controls: list[gr.components.C
             max_frames: frames taken at most, 1 to 300.
             width_px: width to which frames are resized: 112, 168, 224, 294, 392 or 518; 0 for the network's own.
             model: "small", or "released" for the large weights, which may not be used commercially.
-            memory: frames that the stream remembers: "window", "keyframes", "short" or "all".
+            memory: what the stream remembers: "window" (the first frame and the newest 15), "keyframes" (the 24 that
+                differ most), "tokens" (the parts that stand out, of many frames) or "all" (every frame); 2 GiB at most.
+            compress: remember it in 8 bits a number: half the memory or less.
+            long: correct drift and close loops; scene and files follow at the end.
             geometry: "depth", or "points" for the network's point map, which the file "npz" then holds as well.
             confidence: percent of the least certain points to leave out, 0 to 90.
             mask_sky: leave out what looks like sky.
@@ -221,7 +232,8 @@ def _public_endpoint(runs: Runs, video: gr.Video, controls: list[gr.components.C
             Each time something is new the manifest of the run: its status, the number of frames so far, statistics; at
             the end the files as well.
         """
-        values = (fps, max_frames, width_px, model, memory, geometry, confidence, mask_sky, mask_black, mask_white)
+        masks = (mask_sky, mask_black, mask_white)
+        values = (fps, max_frames, width_px, model, memory, compress, long, geometry, confidence, *masks)
         with _page_errors():
             visitor = _visitor(request)
             run_id = await asyncio.to_thread(handlers.start_video, runs, video, _settings(values), **visitor)

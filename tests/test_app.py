@@ -44,11 +44,13 @@ def test_a_program_gets_a_manifest_for_each_frame_and_the_files(page, tmp_path):
     video = write_video(tmp_path / "clip.mp4", num_frames=3)
     client = Client(url, verbose=False)
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/reconstruct"]
-    job = client.submit(video=handle_file(video), fps=10, width_px=112, formats=["glb", "tum"], api_name="/reconstruct")
+    chosen = {"fps": 10, "width_px": 112, "memory": "tokens", "compress": True, "long": True}
+    job = client.submit(video=handle_file(video), **chosen, formats=["glb", "tum"], api_name="/reconstruct")
     updates = list(job)
     assert {manifest["count"] for manifest, _ in updates} >= {1, 2, 3}
     manifest, files = updates[-1]
     assert (manifest["status"], manifest["count"], manifest["total"]) == ("done", 3, 3)
+    assert manifest["settings"].items() >= chosen.items()
     assert [name.rsplit("/", 1)[-1] for name in files] == ["scene.glb", "trajectory.txt"]
     chunk = httpx.get(f"{url}/runs/{manifest['run']}/chunks/2.glb")
     assert (chunk.status_code, chunk.headers["content-type"], chunk.content[:4]) == (200, "model/gltf-binary", b"glTF")

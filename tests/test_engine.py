@@ -8,10 +8,11 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from drifting import Drift, KnowsTheTruth, picture
 from runs import TINY
 
 from demo import engine as engines
-from demo.engine import Engine, EngineError, gpu_seconds
+from demo.engine import Engine, EngineError, Moved, gpu_seconds
 from demo.settings import RunSettings
 from streamvggt import AnchorWindow, CheckpointError, Frame, FramePrediction, StreamSession, load_model
 
@@ -170,6 +171,16 @@ def test_a_gpu_lent_by_the_call_gives_the_same_stream_with_arrays_only_across_th
     np.testing.assert_array_equal([s.prediction.depth for s in steps], [s.prediction.depth for s in expected])
     assert [step.cache_bytes for step in steps] == [step.cache_bytes for step in expected]
     assert lent.asked_s == [gpu_seconds(3, TINY)]
+
+
+def test_corrections_of_a_long_stream_cross_the_border_too(lent, monkeypatch):
+    monkeypatch.setattr(engines, "load_model", lambda source, **options: KnowsTheTruth(Drift()))
+    settings = RunSettings(model="tiny", width_px=0, long=True)
+    monkeypatch.setattr(RunSettings, "seen_width_px", 28)
+    *steps, moved = stream(Engine(), settings, [Frame(picture(i), i, i / 5) for i in range(130)])
+    assert len(steps) == 130
+    assert isinstance(moved, Moved)
+    assert len(moved.corrections) == 130
 
 
 def test_a_worker_that_was_forked_with_another_network_takes_the_one_that_was_chosen(lent):

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import zipfile
+from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -11,6 +12,7 @@ import plyfile
 import pycolmap
 import pygltflib
 import pytest
+from drifting import Drift, KnowsTheTruth, picture, true_pose
 from evo.tools import file_interface
 from PIL import Image
 from runs import TINY, Clock, Still, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
@@ -21,7 +23,8 @@ from demo.inputs import InputError
 from demo.reconstruction import read_prediction, reconstruct
 from demo.results import MOST_POINTS, NotReadyError, result_path
 from demo.settings import MEMORIES, MODELS, Limits, RunSettings, SettingsError
-from streamvggt import Frame, load_model, npz_bytes
+from streamvggt import Frame, LongSession, StreamSession, invert_pose, load_model, move_prediction, npz_bytes
+from streamvggt.metrics import trajectory_metrics
 
 TINY_VALUES = TINY.to_json()
 
@@ -124,23 +127,36 @@ def test_the_width_is_that_of_the_frames(runs, video):
     assert widths == [56, 84]
 
 
-def test_the_memory_budget_bounds_what_the_stream_holds(runs, video):
-    held = {
-        memory: run_video(runs, video, fps=30, memory=memory)[0]["stats"]["cache_bytes"] for memory in ("all", "short")
-    }
-    one = run_video(runs, video, max_frames=1)[0]["stats"]["cache_bytes"]
-    assert held["all"] == 6 * one == held["short"]
-    long = [np.full((56, 56, 3), 30 * i, np.uint8) for i in range(8)]
-    paths = []
-    for index, pixels in enumerate(long):
-        paths.append(f"{runs.folder.parent}/{index}.png")
-        Image.fromarray(pixels).save(paths[-1])
-    bytes_held = {}
-    for memory in ("all", "short"):
-        run_id = handlers.start_images(runs, paths, RunSettings(**TINY_VALUES | {"memory": memory}))
-        manifest = wait_for_end(runs, run_id)
-        bytes_held[memory] = manifest["stats"]["cache_bytes"]
-    assert bytes_held["all"] * 6 == bytes_held["short"] * 8
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """Paths of 30 images of 56x42 pixels, each unlike the others."""
+    folder, rng = tmp_path_factory.mktemp("walk"), np.random.default_rng(0)
+    paths = [str(folder / f"{index:02d}.png") for index in range(30)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (42, 56, 3), np.uint8)).save(path)
+    return paths
+
+
+def held_bytes(runs, paths, **changes):
+    """Bytes that a stream holds at the end of a run on images, as its manifest says."""
+    settings = RunSettings(**TINY_VALUES | changes)
+    manifest = wait_for_end(runs, handlers.start_images(runs, paths, settings))
+    assert (manifest["status"], manifest["settings"]) == ("done", settings.to_json())
+    return manifest["stats"]["cache_bytes"]
+
+
+FRAME_BYTES = 32_448  # of one frame of 56x42 pixels that "tiny" remembers
+
+
+@pytest.mark.parametrize(("memory", "frames"), [("window", 16), ("keyframes", 24), ("tokens", 24), ("all", 30)])
+def test_the_rule_for_the_memory_says_how_much_is_held(runs, walk, memory, frames):
+    # Where parts of frames are held, the camera head remembers all 30, and each part says whose it is.
+    extra = held_bytes(runs, walk, memory=memory) / FRAME_BYTES - frames
+    assert 0 < extra < 2 if memory == "tokens" else extra == 0
+
+
+def test_memory_in_8_bits_takes_less_than_half_of_it_in_float32(runs, walk):
+    assert held_bytes(runs, walk[:3], compress=True) < 3 * FRAME_BYTES / 2
 
 
 def test_points_lie_where_the_chosen_geometry_says(runs, video):
@@ -205,7 +221,7 @@ def test_the_sky_mask_reaches_the_filter():
         ({"width_px": 100}, "multiple of 14"),
         ({"width_px": 1400}, "from 56 to 518"),
         ({"model": "../../secret"}, "There is no model '../../secret'"),
-        ({"memory": "huge"}, "There is no memory 'huge'"),
+        ({"memory": "short"}, "There is no memory 'short'; choose one of window, keyframes, tokens, all"),
         ({"geometry": "mesh"}, "choose one of depth, points"),
         ({"confidence": 100}, "from 0 to 90"),
         ({"max_frames": "many"}, "no number"),
@@ -217,11 +233,28 @@ def test_settings_out_of_range_are_refused(values, message):
         RunSettings.from_values(**values)
 
 
-def test_every_memory_begins_a_bounded_stream_and_every_network_has_its_licence():
-    model = load_model("tiny")
-    for memory in MEMORIES:
-        assert RunSettings(memory=memory, width_px=56).session(model).size == 56
-        assert MEMORIES[memory].memory == "2GiB"
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_every_rule_for_the_memory_is_bounded_and_goes_with_long_and_compressed_streams(memory):
+    model, frame = load_model("tiny"), np.zeros((42, 56, 3), np.uint8)
+    for long in (False, True):
+        session = RunSettings(memory=memory, width_px=56, long=long, compress=True).session(model)
+        assert isinstance(session, LongSession if long else StreamSession)
+        session.step(frame)
+    with patch_memory("256KiB"):
+        session = RunSettings(memory=memory, width_px=56).session(model)
+        for _ in range(12):
+            session.step(frame)
+            assert session.nbytes <= 256 * 2**10
+
+
+@contextmanager
+def patch_memory(memory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("demo.settings.MEMORY", memory)
+        yield
+
+
+def test_every_network_has_its_licence():
     assert "Not for commercial use" in handlers.model_note("released")
     assert {RunSettings(model=name).source for name in MODELS} == {"small", "lch01/StreamVGGT"}
 
@@ -390,3 +423,72 @@ def test_a_run_without_frames_has_no_files(tmp_path):
     manifest = {"status": "stopped", "count": 0, "settings": TINY_VALUES}
     with pytest.raises(NotReadyError, match="no predictions"):
         result_path(tmp_path, manifest, "glb")
+
+
+LONG_WALK = 130  # a lap of a room and a third
+LONG = RunSettings(model="tiny", long=True, max_frames=300, confidence=0)
+
+
+class Walk(Still):
+    """A walk round a room; at its end ``then`` is called, and other frames follow."""
+
+    def __init__(self, then=lambda: None):
+        super().__init__()
+        self.then = then
+
+    def frames(self, settings, limits, has_ended):
+        for index in range(LONG_WALK):
+            yield Frame(picture(index), index, index / 5)
+        self.then()
+        if has_ended():
+            yield from (Frame(picture(index), index, index / 5) for index in range(LONG_WALK, LONG_WALK + 9))
+
+
+def walked(tmp_path, monkeypatch, settings=LONG, stop=False):
+    """Make a run of a network that knows the truth and drifts; returns its manifest and folder."""
+    monkeypatch.setattr("demo.engine.load_model", lambda source, **options: KnowsTheTruth(Drift()))
+    engine = Engine()
+    runs = make_runs(tmp_path, lambda run: reconstruct(run, engine))
+    source = Walk()
+    run_id = []
+    source.then = lambda: stop and runs.stop(run_id[0])
+    run_id.append(runs.start(source, settings))
+    manifest = wait_for_end(runs, run_id[0])
+    runs.close()
+    return manifest, runs.find(run_id[0])
+
+
+def error_of(poses):
+    truth = np.stack([true_pose(index) for index in range(LONG_WALK)])
+    return trajectory_metrics(np.asarray(poses, np.float64), truth).ate_rmse
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_scene_and_files_of_a_long_run_follow_the_corrected_poses_also_of_one_that_was_stopped(
+    tmp_path, monkeypatch, stop
+):
+    manifest, folder = walked(tmp_path, monkeypatch, stop=stop)
+    assert (manifest["status"], manifest["count"]) == ("stopped" if stop else "done", LONG_WALK)
+    assert manifest["edition"] == 1
+    assert "follow the corrected path" in manifest["message"]
+    came = [prediction.extrinsics for prediction in predictions(folder)]
+    with np.load(result((manifest, folder), "npz")) as archive:
+        poses, depth = archive["extrinsics"], archive["depth"]
+    assert error_of(poses) < error_of(came) / 2
+    corrections = reconstruction.read_corrections(folder)
+    moved = [move_prediction(said, move) for said, move in zip(predictions(folder), corrections, strict=True)]
+    np.testing.assert_array_equal(depth, [said.depth for said in moved])
+    trajectory = file_interface.read_tum_trajectory_file(result((manifest, folder), "tum"))
+    np.testing.assert_allclose(trajectory.positions_xyz, invert_pose(poses.astype(np.float64))[..., 3], atol=1e-4)
+    cameras = [node for node in gltf(folder / "chunks" / f"{LONG_WALK - 1:06d}.glb").nodes if node.camera is not None]
+    (matrix,) = (np.array(node.matrix).reshape(4, 4).T for node in cameras)
+    centre = invert_pose(poses[-1].astype(np.float64))[:, 3]
+    np.testing.assert_allclose(matrix[:3, 3], centre * (1, -1, -1), atol=1e-4)
+    assert manifest["stats"]["points"] == num_points(result((manifest, folder), "glb"))
+
+
+def test_without_a_place_that_is_seen_again_a_long_run_stays_as_it_came(runs, walk):
+    settings = RunSettings(**TINY_VALUES | {"long": True})
+    manifest = wait_for_end(runs, handlers.start_images(runs, walk, settings))
+    assert (manifest["status"], manifest["edition"]) == ("done", 0)
+    assert not (runs.find(manifest["run"]) / "corrections.npz").exists()

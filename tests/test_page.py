@@ -1,5 +1,6 @@
 """The app in a real browser: what a visitor does, from the upload to the files, with reload, cut and deep link."""
 
+import json
 import threading
 import zipfile
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from runs import free_port, wait_for, write_video
 from test_export import validate
 
 from demo import engine as engines
-from demo.engine import Engine
+from demo.engine import Engine, Moved
 from demo.handlers import EXAMPLES, open_runs
+from demo.settings import MEMORIES
 from demo.ui import build_demo, launch_options
-from streamvggt import load_model
+from streamvggt import Similarity, load_model
 
 AXE = Path(__file__).parents[1] / "demo" / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
 STATS = "window.streamvggtPage?.viewer()?.stats()"
@@ -64,6 +66,9 @@ class PacedEngine(Engine):
             pose = step.prediction.extrinsics.copy()
             pose[0, 3] = 2 * step.prediction.index * np.median(step.prediction.depth)
             yield replace(step, prediction=replace(step.prediction, extrinsics=pose))
+        if settings.long:
+            places = 5 * np.arange(step.prediction.index + 1.0)
+            yield Moved([Similarity(1.0, np.eye(3), np.array([0, 0, place])) for place in places])
 
 
 class App:
@@ -360,6 +365,40 @@ def test_a_bad_video_is_refused_on_the_page_and_markup_in_its_name_stays_text(br
         page.get_by_text("cannot be opened").first.wait_for()
         assert page.title() != "hacked"
         assert stats(page)["run"] is None
+
+
+def test_every_rule_for_the_memory_can_be_chosen_and_the_manifest_says_which_was(browser, app):
+    with visit(browser, app) as page:
+        upload(page, app.video)
+        page.get_by_role("button", name="Settings ▼").click()
+        page.get_by_label("Remember in 8 bits").check()
+        used, former = [], None
+        for choice in MEMORIES.values():
+            page.get_by_label(choice.label).check()
+            page.click("#start-video")
+            wait(page, f"{STATS}.run !== {json.dumps(former)} && {STATS}.status === 'done'")
+            former = run_shown(page)
+            settings = app.runs.manifest(former)["settings"]
+            used.append((settings["memory"], settings["compress"]))
+        assert used == [(memory, True) for memory in MEMORIES]
+
+
+def test_the_scene_on_the_page_follows_a_path_that_was_corrected_at_the_end(browser, app):
+    with visit(browser, app) as page:
+        fetched = []
+        page.on("request", lambda request: fetched.append(request.url) if "/chunks/" in request.url else None)
+        page.get_by_role("button", name="Settings ▼").click()
+        page.get_by_label("Long video").check()
+        app.pace.hold()
+        start(page, app)
+        app.pace.let(5)
+        wait_frames(page, 5)
+        app.pace.let(None)
+        wait_status(page, "done")
+        page.wait_for_function(f"{STATS}.frames === 6")
+        page.locator(VIEWER).get_by_text("follow the corrected path").first.wait_for()
+        assert [url.endswith("?edition=1") for url in fetched[-6:]] == [True] * 6
+        assert not any("?edition" in url for url in fetched[:5])
 
 
 def test_images_become_a_scene(browser, app, tmp_path):

@@ -31,7 +31,8 @@ function sleep(ms) {
  * Follow one run at a time. Opening another drops every late answer of the one before.
  *
  * Callbacks: `onManifest(manifest)`; `onChunk(index, buffer)` in order, `buffer` null where a chunk could not be had;
- * `onConnection(isUp)`; `onGone(message)` when the server does not know the run.
+ * `onConnection(isUp)`; `onGone(message)` when the server does not know the run; `onRenewed()` when the server has
+ * written all chunks anew: they come again from the first one.
  */
 export class Follower {
   /**
@@ -48,12 +49,13 @@ export class Follower {
     this.abort = null;
   }
 
-  /** Follow `run`; null follows none. */
-  open(run) {
+  /** Follow `run`; null follows none. `edition` counts how often the server has written its chunks anew. */
+  open(run, edition = 0) {
     this.generation++;
     this.abort?.abort();
     this.abort = new AbortController();
     this.run = run;
+    this.edition = edition;
     this.announced = 0;
     this.nextToFetch = 0;
     this.nextToHandOn = 0;
@@ -91,6 +93,14 @@ export class Follower {
         if (failures) this.callbacks.onConnection(true);
         failures = 0;
         const isNews = content.version !== version;
+        if (isNews && (content.edition ?? 0) !== this.edition) {
+          this.edition = content.edition;
+          if (this.nextToFetch) {
+            this.callbacks.onRenewed();
+            this.open(this.run, content.edition);
+            return;
+          }
+        }
         if (isNews) {
           version = content.version;
           this.announced = Math.max(this.announced, Number(content.count) || 0);
@@ -124,7 +134,7 @@ export class Follower {
 
   async #fetchChunk(index, generation) {
     const { signal } = this.abort;
-    const address = this.address(`chunks/${index}.glb`);
+    const address = this.address(`chunks/${index}.glb${this.edition ? `?edition=${this.edition}` : ""}`);
     for (let tries = 0; tries < CHUNK_TRIES && generation === this.generation; tries++) {
       if (tries) await this.sleep(backOff(tries - 1));
       try {

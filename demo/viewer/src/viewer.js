@@ -25,6 +25,7 @@ export class Viewer {
         onChunk: (index, buffer) => this.#takeChunk(index, buffer),
         onConnection: (isUp) => this.#say(isUp ? "" : "Connection lost, trying again."),
         onGone: (message) => this.#gone(message),
+        onRenewed: () => this.#renew(),
       },
       { root },
     );
@@ -145,6 +146,12 @@ export class Viewer {
     this.timeline.reset();
     this.controls.showView();
     this.parts.announcer.textContent = "";
+  }
+
+  /** All frames come again; the view stays. */
+  #renew() {
+    this.scene.clear();
+    this.timeline.reset();
   }
 
   #takeManifest(manifest) {

@@ -152,3 +152,34 @@ test("stopping asks the server and reports a refusal", async () => {
   assert.equal(seen.log.at(-1), "/page/runs/run/stop");
   await assert.rejects(follower.stop(), /500/);
 });
+
+test("chunks that the server wrote anew come again from the first one, by another address", async () => {
+  const manifests = [
+    { version: 3, status: "running", count: 2, edition: 0 },
+    { version: 4, status: "done", count: 2, edition: 1 },
+  ];
+  let polls = 0;
+  const { follower, seen } = stage(async (address) => {
+    if (!address.includes("manifest")) return answer(200, address.endsWith("edition=1") ? "new" : "old");
+    if (polls === 1) await new Promise((resolve) => setTimeout(resolve, 5)); // The old ones come first.
+    return answer(200, manifests[Math.min(polls++, 1)]);
+  });
+  let renewed = 0;
+  follower.callbacks.onRenewed = () => renewed++;
+  seen.expected = 4;
+  follower.open("run");
+  await seen.finished;
+  assert.equal(renewed, 1);
+  assert.deepEqual(seen.chunks, [[0, "old"], [1, "old"], [0, "new"], [1, "new"]]);
+});
+
+test("whoever comes later takes the chunks of the newest edition at once", async () => {
+  const { follower, seen } = stage((address) => {
+    if (address.includes("manifest")) return answer(200, { version: 4, status: "done", count: 1, edition: 2 });
+    return answer(200, "chunk");
+  });
+  seen.expected = 1;
+  follower.open("run");
+  await seen.finished;
+  assert.ok(seen.log[1].endsWith("/chunks/0.glb?edition=2"));
+});
