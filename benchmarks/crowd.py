@@ -12,22 +12,25 @@ import argparse
 import io
 import json
 import os
+import shutil
 import struct
 import tempfile
 import threading
 import time
+from atexit import register
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp()  # Gradio reads it while it is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import av
 import httpx
 import numpy as np
 from gradio_client import Client, handle_file
 from PIL import Image
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from demo import engine as engines
 from demo.engine import Engine
@@ -37,6 +40,10 @@ from demo.reconstruction import reconstruct
 from demo.settings import Limits
 from demo.ui import build_demo, launch_options
 from streamvggt import load_model
+
+# The client leaves a folder behind for each file that it fetches.
+tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"]
+register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 FRAMES = 6
 
@@ -107,7 +114,6 @@ def main() -> None:
     engines.load_model = lambda source, **options: load_model("tiny", **options)  # the server is tried, not the network
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         engine = Engine()
         limits = replace(Limits(), grace_s=5, waiting=arguments.clients)
         runs = Runs(folder / "runs", EXAMPLES, partial(reconstruct, engine=engine), limits)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from atexit import register
 from contextlib import contextmanager
 from pathlib import Path
+
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp()  # Gradio reads it while it is imported
 
 import gradio as gr
 import httpx
@@ -34,6 +38,8 @@ from demo.jobs import Runs  # noqa: E402
 from demo.run import chunk_path  # noqa: E402
 from demo.settings import RunSettings  # noqa: E402
 from demo.ui import build_demo, launch_options  # noqa: E402
+
+register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 STATS = "window.streamvggtPage?.viewer()?.stats()"
 IMAGE_HW = (168, 224)
