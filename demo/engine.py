@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import OutOfMemoryError
 
 from streamvggt import (
     CheckpointError,
@@ -23,6 +22,7 @@ from streamvggt import (
     Similarity,
     StreamSession,
     StreamVGGT,
+    is_out_of_memory,
     load_model,
     preprocess,
 )
@@ -101,7 +101,9 @@ class Engine:
         session = settings.session(model)
         try:
             yield from _said(session, frames, self._step_lock)
-        except (OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             del session
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -116,7 +118,9 @@ class Engine:
             logger.warning("the bundled network stands in: %s", error)
             notice(f"The weights {settings.source} could not be had, the bundled network stands in. ({error})")
             return "small", self._model("small")
-        except (OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise _out_of_memory() from error
 
     def _model(self, source: str) -> StreamVGGT:

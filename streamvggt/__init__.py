@@ -41,6 +41,7 @@ from .geometry import (
 from .glb import frame_glb_bytes, glb_bytes
 from .images import from_source_xy, preprocess, to_rgb, to_source_intrinsics, to_source_map, to_source_xy
 from .longstream import LongSession, move_prediction
+from .memory import is_out_of_memory
 from .model import StreamVGGT
 from .notebook import SceneView, scene_html, show
 from .pictures import depth_picture, overview_camera, render_points
@@ -97,6 +98,7 @@ __all__ = [
     "from_source_xy",
     "glb_bytes",
     "invert_pose",
+    "is_out_of_memory",
     "load_model",
     "move_prediction",
     "npz_bytes",

@@ -7,10 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from .checkpoint import CheckpointError
 from .cli import evaluate, info, reconstruct, train
+from .memory import is_out_of_memory
+from .reconstruct import out_of_memory
 from .train import TrainingError
 from .video import VideoError
 
@@ -27,12 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VideoError, CheckpointError, TrainingError, ValueError, OSError, ImportError) as error:
         print(f"streamvggt: {error}", file=sys.stderr)
         return 1
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        print(
-            f"streamvggt: out of memory ({(str(error).splitlines() or ['no details'])[0]}); "
-            "take --policy window, a smaller --size, or --device cpu",
-            file=sys.stderr,
-        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"streamvggt: {out_of_memory(error)}", file=sys.stderr)
         return 1
 
 

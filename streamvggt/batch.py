@@ -11,10 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .export import write_atomically
-from .reconstruct import remove_results
+from .memory import is_out_of_memory
+from .reconstruct import out_of_memory, remove_results, result_files
 from .video import image_files
 
 VIDEO_SUFFIXES = frozenset(
@@ -140,9 +139,9 @@ def is_finished(job: Job, settings: Mapping[str, Any]) -> bool:
     return marker == _identity(job, settings) and all(file.is_file() for file in files)
 
 
-def mark_finished(job: Job, settings: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Write down, when all else is written, which video with which settings the results are of."""
-    names = [file.relative_to(job.output).as_posix() for file in files]
+def mark_finished(job: Job, settings: Mapping[str, Any]) -> None:
+    """Write down, when all else is written, which video with which settings the results are of, and their files."""
+    names = [file.relative_to(job.output).as_posix() for file in result_files(job.output)]
     marker = _identity(job, settings) | {"files": names}
     write_atomically(job.output / MARKER, (json.dumps(marker, indent=1) + "\n").encode())
 
@@ -150,7 +149,7 @@ def mark_finished(job: Job, settings: Mapping[str, Any], files: Sequence[Path]) 
 def run_jobs(
     jobs: Sequence[Job],
     settings: Mapping[str, Any],
-    work: Callable[[Job], Sequence[Path]],
+    work: Callable[[Job], object],
     *,
     say: Callable[[str], None] = lambda _line: None,
 ) -> list[Outcome]:
@@ -159,7 +158,7 @@ def run_jobs(
     Args:
         jobs: of this process.
         settings: whatever changes the results, as JSON holds it.
-        work: writes the results of a job and returns their paths.
+        work: writes the results of a job.
         say: takes a line about each job.
     """
     outcomes = []
@@ -171,13 +170,18 @@ def run_jobs(
     return outcomes
 
 
-def _attempt(job: Job, settings: Mapping[str, Any], work: Callable[[Job], Sequence[Path]]) -> Outcome:
+def _attempt(job: Job, settings: Mapping[str, Any], work: Callable[[Job], object]) -> Outcome:
     try:
         # First of all the marker: what is written from here on is not what it says.
         (job.output / MARKER).unlink(missing_ok=True)
         remove_results(job.output)
-        mark_finished(job, settings, work(job))
-    except (ValueError, OSError, torch.OutOfMemoryError, MemoryError) as error:
+        work(job)
+        mark_finished(job, settings)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return Outcome(job.output.name, "failed", out_of_memory(error))
+        if not isinstance(error, (ValueError, OSError)):
+            raise
         return Outcome(job.output.name, "failed", (str(error).splitlines() or [type(error).__name__])[0])
     return Outcome(job.output.name, "finished")
 

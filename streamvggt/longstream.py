@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from .atlas import Atlas, Loop, camera_pose
 from .geometry import Similarity
+from .memory import byte_count
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .posegraph import require_scipy
 from .session import Prepared, StreamSession, in_groups
-from .state import byte_count
 from .submaps import Keyframe, View, align_views, jpeg_of, seen_again
 from .types import FloatArray, Frame, FramePrediction, required
 

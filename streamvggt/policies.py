@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import NamedTuple, Protocol
 
 import torch
@@ -117,7 +118,8 @@ class AnchorWindow(CachePolicy):
     recent: int = 15
 
     def __post_init__(self) -> None:
-        _check_counts(self, {"anchors": self.anchors, "recent": self.recent})
+        _check_count(self, "anchors")
+        _check_count(self, "recent")
 
     @property
     def capacity(self) -> int:
@@ -159,9 +161,10 @@ class Keyframes(CachePolicy):
     recent: int = 8
 
     def __post_init__(self) -> None:
-        _check_counts(self, {"anchors": self.anchors, "recent": self.recent})
+        _check_count(self, "anchors")
+        _check_count(self, "recent")
         if self.bank is not None:
-            _check_counts(self, {"bank": self.bank}, least=0)
+            _check_count(self, "bank", least=0)
 
     @property
     def capacity(self) -> int:
@@ -282,8 +285,10 @@ class TokenBudget(CachePolicy):
     frames: int | None = None
 
     def __post_init__(self) -> None:
-        _check_counts(self, {"tokens": self.tokens or 1})
-        _check_counts(self, {"frames": 2 if self.frames is None else self.frames}, least=2)
+        if self.tokens is not None:
+            _check_count(self, "tokens")
+        if self.frames is not None:
+            _check_count(self, "frames", least=2)
         if self.frames is not None and self.frames > _MOST_FRAMES:
             raise ValueError(f"TokenBudget holds tokens of at most {_MOST_FRAMES:,} frames, got frames={self.frames:,}")
         if isinstance(self.score, type) or not callable(self.score):
@@ -385,11 +390,16 @@ def _farthest_first(likeness: Tensor, chosen: Iterable[int], candidates: Iterabl
     return picked
 
 
-def _check_counts(policy: object, counts: dict[str, int], least: int = 1) -> None:
-    """Raise ValueError for counts that are no whole numbers of at least ``least``."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < least:
-            raise ValueError(
-                f"{type(policy).__name__} needs whole numbers, {name} of at least {least}, got {name}={count!r}; "
-                "the first frame defines the world and the newest must be seen"
-            )
+def _check_count(policy: object, name: str, least: int = 1) -> None:
+    """Make a count of a policy ``int``, NumPy's whole numbers too; raise ValueError for others, or below ``least``."""
+    given = getattr(policy, name)
+    try:
+        count = None if isinstance(given, bool) else index(given)
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        raise ValueError(
+            f"{type(policy).__name__} needs whole numbers, {name} of at least {least}, got {name}={given!r} "
+            f"({type(given).__name__}); the first frame defines the world and the newest must be seen"
+        )
+    object.__setattr__(policy, name, count)

@@ -9,17 +9,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from .export import colmap_files, npz_bytes, ply_bytes, tum_trajectory, write_atomically
 from .geometry import Similarity
 from .glb import glb_bytes
 from .longstream import move_prediction
+from .memory import is_out_of_memory
 from .scene import PointFilter, Scene
 from .types import ByteArray, FramePrediction
 
 FORMATS = ("glb", "ply", "colmap", "tum", "npz")
 _COLMAP_IMAGES = "colmap/images"
+_COLMAP_FRAMES = f"{_COLMAP_IMAGES}/frame_*.png"
 _RESULTS = (
     "scene.glb",
     "scene.ply",
@@ -27,7 +27,7 @@ _RESULTS = (
     "predictions.npz",
     "colmap/sparse/0/*.bin",
     "colmap/sparse/0/*.txt",
-    f"{_COLMAP_IMAGES}/frame_*.png",
+    _COLMAP_FRAMES,
 )
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # by a process that was killed while it wrote
 
@@ -94,14 +94,16 @@ def reconstruct(
     try:
         for prediction in predictions:
             if not scene.num_frames:
-                _remove(output, f"{_COLMAP_IMAGES}/frame_*.png")
+                for stale in output.glob(_COLMAP_FRAMES):
+                    stale.unlink()
             scene.add(prediction)
             if "npz" in wanted.formats:
                 raw.append(prediction)
             if "colmap" in wanted.formats:
                 write_atomically(output / _COLMAP_IMAGES / f"frame_{prediction.index:06d}.png", _png(prediction.image))
-    except (KeyboardInterrupt, ValueError, torch.OutOfMemoryError) as error:
-        if not scene.num_frames:
+    except BaseException as error:
+        breaks_off = isinstance(error, (KeyboardInterrupt, ValueError)) or is_out_of_memory(error)
+        if not breaks_off or not scene.num_frames:
             raise
         cause = error
     moves = corrections()
@@ -113,23 +115,37 @@ def reconstruct(
         write_atomically(output / name, data)
         files.append(output / name)
     if cause is not None:
-        reason = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause)
-        raise CutShort(reason, scene.num_frames, files) from cause
+        raise CutShort(_reason(cause), scene.num_frames, files) from cause
     return files
+
+
+def _reason(cause: BaseException) -> str:
+    if isinstance(cause, KeyboardInterrupt):
+        return "interrupted"
+    return out_of_memory(cause) if is_out_of_memory(cause) else str(cause)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Say what to do about an error of which :func:`streamvggt.is_out_of_memory` is true."""
+    detail = (str(error).splitlines() or ["no details"])[0]
+    return (
+        f"out of memory ({detail}); streams take less with a limit (--memory 2GB), with a --policy that holds fewer "
+        "frames, or with a smaller --size"
+    )
+
+
+def result_files(output: Path) -> list[Path]:
+    """All results that lie in a folder, the images for COLMAP among them."""
+    return sorted(path for pattern in _RESULTS for path in output.glob(pattern))
 
 
 def remove_results(output: Path) -> None:
     """Remove what an earlier :func:`reconstruct`, finished or killed, left in a folder; other files stay."""
-    for pattern in _RESULTS:
-        _remove(output, pattern)
+    for path in result_files(output):
+        path.unlink()
     for path in output.rglob("*.tmp"):
         if _LEFT_OVER.fullmatch(path.name):
             path.unlink()
-
-
-def _remove(output: Path, pattern: str) -> None:
-    for stale in output.glob(pattern):
-        stale.unlink()
 
 
 def _results(scene: Scene, raw: list[FramePrediction], wanted: Wanted) -> Iterator[tuple[str, bytes]]:

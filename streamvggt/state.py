@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
 from .config import StreamVGGTConfig
 from .layers import RunBlock, run_block
 from .matching import MatchMemory
+from .memory import byte_count
 from .policies import CachePolicy, Costs, KeyDiversity, Keyframes, TokenBudget, require_policy
 from .static import StaticCache, StaticPlan, require_fixed_size, run_compiled
 from .stores import Storage, new_store
@@ -25,24 +25,7 @@ from .tokens import LABEL_BYTES, TokenCache
 
 CameraCache = Literal["per_iteration", "shared"]
 
-_UNITS = {"": 1, **{prefix + "B": 1000**i for i, prefix in enumerate(("", "K", "M", "G", "T"))}}
-_UNITS |= {prefix + "IB": 1024**i for i, prefix in enumerate(("K", "M", "G", "T"), 1)}
-
 logger = logging.getLogger(__name__)
-
-
-def byte_count(amount: int | str) -> int:
-    """Read an amount of memory: bytes, or text such as "2GB" (of 1000), "1.5 GiB" (of 1024) or "800MB".
-
-    Raises:
-        ValueError: it is none of these, or below 1.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Z]*)\s*", str(amount).upper())
-    unit = _UNITS.get(found[2]) if found else None
-    count = int(float(found[1]) * unit) if found and unit else 0
-    if count < 1 or isinstance(amount, bool):
-        raise ValueError(f'memory must be a number of bytes, or text such as "2GB" or "512MiB", got {amount!r}')
-    return count
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +68,8 @@ class StreamState:
             frame, are kept as they are.
         camera_cache: "per_iteration" gives each refinement round its own cache, so that a stream equals a batch;
             "shared" reproduces the poses of the released streaming code.
-        memory: bytes that :attr:`allocated_bytes` never passes, see :func:`byte_count`; None for no limit.
+        memory: bytes that :attr:`allocated_bytes` never passes, see :func:`streamvggt.memory.byte_count`; None for no
+            limit.
         head_bytes: bytes of a number in the heads' precision.
         static: run blocks as compiled code, against caches of fixed size.
 

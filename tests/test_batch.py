@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from streamvggt import load_model, save_model
 from streamvggt.__main__ import main
 from streamvggt.batch import Job, find_videos, plan_jobs, share
 
@@ -138,6 +140,33 @@ def test_other_settings_another_video_or_a_lost_result_are_done_again(videos, tm
         (out / "a" / "finished.json").write_text(text)
         assert summary() == "3 videos: 1 finished, 2 skipped, 0 failed"
     assert json.loads((out / "a" / "finished.json").read_text())["settings"]["size"] == "28"
+
+
+def test_other_weights_under_the_same_name_are_another_model(videos, tmp_path, capsys):
+    """The file is replaced by one of the same size, with one number of every tensor changed."""
+    weights, out = tmp_path / "model.safetensors", tmp_path / "out"
+    arguments = ["reconstruct", str(videos), "-o", str(out), *OPTIONS, "--model", str(weights)]
+    model = load_model("tiny")
+    said = []
+    for change in (0, 0, 1e-3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.view(-1)[0] += change
+        save_model(model, weights)
+        assert main(arguments) == 0
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    assert said == [f"3 videos: {n} finished, {3 - n} skipped, 0 failed" for n in (3, 0, 3)]
+
+
+def test_an_image_for_colmap_that_is_gone_is_a_lost_result(videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["reconstruct", str(videos), "-o", str(out), *OPTIONS, "--format", "colmap"]
+    assert main(arguments) == 0
+    (out / "b" / "colmap" / "images" / "frame_000001.png").unlink()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "3 videos: 1 finished, 2 skipped, 0 failed" in capsys.readouterr().out
+    assert (out / "b" / "colmap" / "images" / "frame_000001.png").exists()
 
 
 def test_a_bad_video_is_told_of_and_does_not_stop_the_others(videos, tmp_path, capsys):

@@ -102,7 +102,14 @@ def test_without_the_bundled_network_the_error_is_for_people(monkeypatch):
         stream(Engine(), RunSettings(width_px=56))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
 def test_a_full_memory_names_three_remedies_and_the_next_run_goes_on(monkeypatch, error):
     engine = Engine()
 

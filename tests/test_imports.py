@@ -15,7 +15,7 @@ PACKAGE = ROOT / "streamvggt"
 HEADS = ("camera", "dense", "track")
 LAYERS = [
     {"types", "config"},
-    {"geometry", "rope", "attention", "layers", "matching", "official", "gltf", "storage", "safefiles"},
+    {"geometry", "rope", "attention", "layers", "matching", "memory", "official", "gltf", "storage", "safefiles"},
     {
         "policies",
         "stores",

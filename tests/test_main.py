@@ -1,6 +1,7 @@
 """The command line, run as a user runs it: a video goes in, files come out that other programs read."""
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pycolmap
 import pygltflib
 import pytest
+import torch
 from PIL import Image
 from plyfile import PlyData
 
@@ -21,6 +23,7 @@ from streamvggt import (
     TokenBudget,
     load_model,
     save_model,
+    stores,
 )
 from streamvggt.__main__ import main
 from streamvggt.cli.arguments import parse_policy
@@ -178,6 +181,36 @@ def test_frames_before_a_fault_are_kept(tmp_path, capsys):
     assert main(["reconstruct", str(tmp_path), "-o", str(out), "--format", "npz"]) == 1
     assert "the 3 frames before it are written" in capsys.readouterr().err
     assert len(np.load(out / "predictions.npz")["depth"]) == 3
+
+
+@pytest.mark.parametrize("videos", [1, 2])
+def test_frames_before_the_memory_ran_out_are_kept(tmp_path, capsys, monkeypatch, videos):
+    """The cache of nine frames cannot be made: the machine refuses, in the words of PyTorch."""
+    for name in "ab"[:videos]:
+        (tmp_path / name).mkdir()
+        for i in range(9):
+            Image.fromarray(np.full((28, 28, 3), 20 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    make = stores.new_buffer
+
+    def with_room_for_eight(shape, *args):
+        return make((2**50,) if shape[2] > 8 * 9 else shape, *args)
+
+    monkeypatch.setattr(stores, "new_buffer", with_room_for_eight)
+    out = tmp_path / "out"
+    named = [str(tmp_path / name) for name in "ab"[:videos]]
+    options = ["--model", "tiny", "--size", "28", "--format", "npz", "--fps", "all"]
+    assert main(["reconstruct", *named, "-o", str(out), *options]) == 1
+    said = "".join(capsys.readouterr())
+    assert re.search(
+        r"out of memory \(.*can't allocate memory.*\); streams take less with a limit \(--memory 2GB\)", said
+    )
+    assert said.count("the 8 frames before it are written") >= videos
+    for folder in [out] if videos == 1 else [out / "a", out / "b"]:
+        assert len(np.load(folder / "predictions.npz")["depth"]) == 8
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "new_buffer", lambda *_args: make((2**50,), torch.empty(0)))
+        assert main(["reconstruct", *named, "-o", str(out), *options]) == 1
+    assert "".join(capsys.readouterr()).count("streams take less with a limit") >= videos
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from streamvggt import (
 )
 from streamvggt.attention import causal_attention
 from streamvggt.cache import frame_prototypes
+from streamvggt.memory import byte_count, is_out_of_memory
 from streamvggt.policies import Costs, LayerTokens
-from streamvggt.state import byte_count
 from streamvggt.stores import STORAGES, Int8Store
 
 DENSE = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
@@ -785,10 +785,50 @@ def test_what_is_no_amount_of_memory_is_refused(amount):
         byte_count(amount)
 
 
-@pytest.mark.parametrize("counts", [(0, 2, 2), (1, -1, 2), (1, 2, 0), (1, 2.0, 1)])
-def test_counts_of_keyframes_are_checked(counts):
-    with pytest.raises(ValueError, match="Keyframes needs whole numbers"):
+def test_memory_that_ran_out_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(2**50)
+    with pytest.raises(MemoryError) as of_numpy:
+        np.empty(2**50)
+    told = [
+        of_torch.value,
+        of_numpy.value,
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),  # on Windows
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 bytes)"),
+    ]
+    assert all(is_out_of_memory(error) for error in told)
+    others = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), OSError(28, "")]
+    assert not any(is_out_of_memory(error) for error in others)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((0, 2, 2), r"anchors of at least 1, got anchors=0 \(int\)"),
+        ((1, -1, 2), r"bank of at least 0, got bank=-1 \(int\)"),
+        ((1, 2, 0), r"recent of at least 1, got recent=0 \(int\)"),
+        ((1, 2.0, 1), r"got bank=2.0 \(float\)"),
+        ((np.float32(1), 2, 1), r"got anchors=np.float32\(1.0\) \(float32\)"),
+        ((True, 2, 1), r"got anchors=True \(bool\)"),
+        (("1", 2, 1), r"got anchors='1' \(str\)"),
+        ((1, 2, np.array([1, 2])), r"got recent=array\(\[1, 2\]\) \(ndarray\)"),
+        ((None, 2, 1), r"got anchors=None"),
+    ],
+)
+def test_counts_of_keyframes_are_checked(counts, told):
+    with pytest.raises(ValueError, match="Keyframes needs whole numbers, " + ".*" + told):
         Keyframes(*counts)
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, torch.tensor], ids=str)
+def test_whole_numbers_of_numpy_and_torch_are_counts(whole):
+    for got, want in (
+        (AnchorWindow(whole(1), whole(4)), AnchorWindow(1, 4)),
+        (Keyframes(whole(1), whole(0), whole(3)), Keyframes(1, 0, 3)),
+        (TokenBudget(whole(200), frames=whole(9)), TokenBudget(200, frames=9)),
+    ):
+        assert got == want and repr(got) == repr(want)
 
 
 def test_a_policy_that_keeps_what_it_may_not_is_told(tiny):

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 
+from ..memory import byte_count
 from ..policies import (
     AnchorWindow,
     CachePolicy,
@@ -19,7 +20,6 @@ from ..policies import (
     TokenBudget,
     TokenScore,
 )
-from ..state import byte_count
 from ..stores import STORAGES
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

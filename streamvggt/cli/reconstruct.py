@@ -16,6 +16,7 @@ from ..geometry import Similarity
 from ..longstream import LongSession
 from ..model import StreamVGGT
 from ..reconstruct import FORMATS, CutShort, Wanted, reconstruct
+from ..saving import fingerprint
 from ..scene import PointFilter
 from ..session import StreamSession
 from ..types import Frame, FramePrediction
@@ -133,6 +134,7 @@ def _run_many(options: argparse.Namespace, wanted: Wanted, jobs: Sequence[Job]) 
             raise ValueError(f"{cut}; the {cut.num_frames} frames before it are written") from cut
 
     settings = {name: str(value) for name, value in vars(options).items() if name not in _NO_SETTINGS}
+    settings["weights"] = fingerprint(model)  # a file can be another one by now
     outcomes = run_jobs(share(jobs, rank, num_processes), settings, work, say=print)
     outcomes = gather(outcomes, num_processes)
     if rank == 0 or len(outcomes) < len(jobs):
