@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .geometry import Similarity, invert_pose
 from .posegraph import Edge, optimise_pose_graph, strain
-from .submaps import Keyframe, SubMap
+from .submaps import Arrays, Keyframe, SubMap, pack_keyframes, unpack_keyframes
 from .types import FloatArray
 
 _APART = 2  # sub-maps, at least, between two views of a loop
 _ALIKE = 0.5  # cosine of descriptors, less their mean, from which two frames may show one place
 _MOST_STRAIN = 0.25  # by which a loop may bend one edge that is known
 _GUESS = 0.01  # weight of one that is not
+_POSES = ("chained", "emitted", "placed")  # of a sub-map
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +123,32 @@ class Atlas:
         after = self.submaps[found.later].keyframes[found.second].index
         self.loops.append(Loop(before, after, found.likeness, overlap))
 
+    def pack(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return all that is known as arrays and facts, see :mod:`streamvggt.saving`."""
+        arrays = pack_keyframes([keyframe for submap in self.submaps for keyframe in submap.keyframes])
+        arrays |= {name: _packed([getattr(submap, name) for submap in self.submaps]) for name in _POSES}
+        arrays["between"] = _packed([edge.transform for edge in self.edges])
+        return arrays, {
+            "submaps": [(submap.start, submap.given_from, len(submap.keyframes)) for submap in self.submaps],
+            "edges": [(edge.first, edge.second, edge.weight) for edge in self.edges],
+            "loops": [asdict(loop) for loop in self.loops],
+        }
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Atlas:
+        """Return the map that :meth:`pack` described."""
+        atlas = cls()
+        left = iter(unpack_keyframes(arrays, sum(count for _, _, count in facts["submaps"])))
+        poses = zip(*(_unpacked(arrays[name]) for name in _POSES), strict=True)
+        atlas.submaps = [
+            SubMap(start, given_from, **dict(zip(_POSES, placing, strict=True)), keyframes=list(islice(left, count)))
+            for (start, given_from, count), placing in zip(facts["submaps"], poses, strict=True)
+        ]
+        known = zip(facts["edges"], _unpacked(arrays["between"]), strict=True)
+        atlas.edges = [Edge(first, second, between, weight) for (first, second, weight), between in known]
+        atlas.loops = [Loop(**loop) for loop in facts["loops"]]
+        return atlas
+
     def corrections(self, cameras: Sequence[FloatArray]) -> list[Similarity]:
         """Say where frames belong by now, see :meth:`streamvggt.LongSession.corrections`.
 
@@ -153,6 +182,16 @@ def camera_pose(extrinsics: FloatArray, scale: float = 1.0) -> Similarity:
     """From a camera, in ``scale`` units of the world each of its own, to the world."""
     camera_to_world = invert_pose(np.asarray(extrinsics, np.float64))
     return Similarity(scale, camera_to_world[:, :3], camera_to_world[:, 3])
+
+
+def _packed(transforms: Sequence[Similarity]) -> NDArray[np.float64]:
+    """Scale, rotation and translation of each, ``[N, 13]``."""
+    rows = [np.concatenate([[t.scale], t.rotation.ravel(), t.translation]) for t in transforms]
+    return np.array(rows, np.float64).reshape(-1, 13)
+
+
+def _unpacked(rows: NDArray[np.float64]) -> list[Similarity]:
+    return [Similarity(float(row[0]), row[1:10].reshape(3, 3), row[10:]) for row in rows]
 
 
 def _lengths(rows: FloatArray) -> FloatArray:

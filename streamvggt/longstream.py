@@ -5,26 +5,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .atlas import Atlas, Loop, camera_pose
 from .geometry import Similarity
+from .loops import look_together
 from .memory import byte_count
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .posegraph import require_scipy
-from .session import Prepared, StreamSession, in_groups
-from .submaps import Keyframe, View, align_views, jpeg_of, seen_again
+from .saving import Facts, Tensors, read_session, write_session
+from .session import Prepared, StreamSession, in_groups, pack_session, session_options, unpack_session
+from .submaps import (
+    Arrays,
+    Keyframe,
+    View,
+    align_views,
+    jpeg_of,
+    pack_keyframes,
+    pack_views,
+    unpack_keyframes,
+    unpack_views,
+)
 from .types import FloatArray, Frame, FramePrediction, required
 
 _KEYFRAME_EVERY = 4
 _TRIES = 3  # pairs of sub-maps that are looked at for loops of one sub-map
-_JOINT_FRAMES = 2  # from each side
-_SURE = 0.5  # inliers of both alignments of a joint segment
-_OVERLAP = 0.3  # of what a frame shows must be seen by the other
 _PATIENCE = 2  # lengths of a sub-map after which it ends even if nothing tells how the next one lies
 
 logger = logging.getLogger(__name__)
@@ -161,6 +173,75 @@ class LongSession:
         """Look for loops in the newest sub-map too, which otherwise waits for its end; the stream may go on."""
         self._search(self.num_submaps - 1)
 
+    def save(self, path: str | Path) -> None:
+        """Write all that the stream remembers to one file, see :meth:`StreamSession.save`; an overlap may be under way.
+
+        Args:
+            path: of a safetensors file; missing folders are made.
+
+        Raises:
+            OSError, ValueError: as there.
+        """
+        write_session(Path(path), "LongSession", self.model, *self._pack())
+
+    @classmethod
+    def resume(cls, model: StreamVGGT, path: str | Path) -> LongSession:
+        """Go on with a saved stream, see :meth:`StreamSession.resume`; loops and corrections are as they were.
+
+        Args:
+            model: with the weights that the stream was saved with.
+            path: of the file.
+
+        Raises:
+            SavedSessionError, OSError: as there.
+            ImportError: the stream closes loops, and SciPy is not installed.
+        """
+        return read_session(Path(path), "LongSession", model, partial(cls._unpack, model))
+
+    def _pack(self) -> tuple[Tensors, Facts]:
+        """All that is remembered, see :mod:`streamvggt.saving`."""
+        coming = self._next
+        atlas, atlas_facts = self._atlas.pack()
+        arrays = {"atlas": atlas, "keyframes": pack_keyframes(coming.keyframes)}
+        arrays |= {f"shared{i}": pack_views([pair[i] for pair in coming.shared]) for i in range(2)}
+        tensors = {f"{part}.{name}": torch.from_numpy(x) for part in arrays for name, x in arrays[part].items()}
+        tensors["cameras"] = torch.from_numpy(np.array(self._cameras, np.float32).reshape(-1, 3, 4))
+        facts: Facts = {
+            "long": {"length": self.length, "overlap": self.overlap, "loops": self._loops_wanted},
+            "memory": self._memory,
+            "atlas": atlas_facts,
+            "coming": (len(coming.keyframes), len(coming.shared)),
+        }
+        for part, session in (("session", self._session), ("next", coming.session)):
+            if session is not None:
+                held, facts[part] = pack_session(session)
+                tensors |= {f"{part}.{name}": tensor for name, tensor in held.items()}
+        return tensors, facts
+
+    @classmethod
+    def _unpack(cls, model: StreamVGGT, facts: Facts, tensors: Tensors) -> LongSession:
+        """Make a session of what :meth:`_pack` returned."""
+
+        def part(name: str) -> Tensors:
+            return {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+
+        def arrays(name: str) -> Arrays:
+            return {key: tensor.numpy() for key, tensor in part(name).items()}
+
+        first = unpack_session(model, facts["session"], part("session"))
+        options = session_options(first)
+        session = cls(model, first.policy, memory=facts["memory"], **facts["long"], **options)
+        session._session = first
+        session._atlas = Atlas.unpack(arrays("atlas"), facts["atlas"])
+        session._cameras = list(tensors["cameras"].numpy())
+        coming, (keyframes, shared) = session._next, facts["coming"]
+        if "next" in facts:
+            coming.session = unpack_session(model, facts["next"], part("next"))
+        coming.keyframes = unpack_keyframes(arrays("keyframes"), keyframes)
+        views = (unpack_views(arrays(f"shared{i}"), shared) for i in range(2))
+        coming.shared = list(zip(*views, strict=True))
+        return session
+
     def _begin(self, policy: CachePolicy) -> StreamSession:
         return StreamSession(self.model, policy, **self._options)
 
@@ -250,26 +331,10 @@ class LongSession:
         """Look for places of a sub-map that earlier ones know, and close the loops."""
         for found in self._atlas.candidates(number)[:_TRIES] if self._loops_wanted else ():
             earlier, later = (self._atlas.submaps[i].keyframes for i in (found.earlier, found.later))
-            transform, overlap = self._verify((earlier, found.first), (later, found.second))
+            session = self._begin(self._session.policy)
+            transform, overlap = look_together(session, (earlier, found.first), (later, found.second))
             if transform is not None:
                 self._atlas.close(found, transform, overlap)
-
-    def _verify(self, *sides: tuple[list[Keyframe], int]) -> tuple[Similarity | None, float]:
-        """Look at both places together: how the later sub-map lies in the earlier, or None; what share is common."""
-        session, views, alignments = self._begin(self._session.policy), [], []
-        for keyframes, which in sides:
-            around = range(len(keyframes))[max(0, min(which, len(keyframes) - _JOINT_FRAMES)) :][:_JOINT_FRAMES]
-            joint = [View.of(said) for said in session.step_many([keyframes[i].image() for i in around])]
-            views.append(joint[which - around[0]])
-            try:
-                alignments.append(align_views(joint, [keyframes[i].view for i in around]))
-            except ValueError:  # what the network says of both together is not finite
-                return None, 0.0
-        overlap = max(seen_again(views[0], views[1]), seen_again(views[1], views[0]))
-        if overlap < _OVERLAP or min(alignment.inliers for alignment in alignments) < _SURE:
-            return None, overlap
-        to_earlier, to_later = (alignment.transform for alignment in alignments)
-        return to_earlier.compose(to_later.inverse()), overlap
 
 
 @dataclass(eq=False)

@@ -1,14 +1,17 @@
-"""Streams as files: all that a session remembers, so that it goes on in another process or on another device."""
+"""Streams as files: all that a session remembers, so that it goes on in another process or on another device.
+
+What is remembered is packed as tensors by name and *facts*, which JSON can hold.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,11 +25,19 @@ from .state import StreamState, TrackQuery
 from .static import require_compiler
 from .tokens import TokenCache
 
-FORMAT = "streamvggt session 2"
+_VERSION = 2  # of what is packed
+_FORMATS = {
+    "StreamSession": f"streamvggt session {_VERSION}",
+    "LongSession": f"streamvggt long session {_VERSION}",
+}
 _RULES = {
     rule.__name__: rule for rule in (AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget)
 }
 _SAMPLES = 64  # numbers of each tensor that tell a model from another
+
+Tensors = dict[str, Tensor]
+Facts = dict[str, Any]
+Session = TypeVar("Session")
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +46,68 @@ class SavedSessionError(RuntimeError):
     """A file is no saved session, is damaged, or belongs to another model."""
 
 
-def save_state(path: Path, model: StreamVGGT, state: StreamState, settings: Mapping[str, Any]) -> None:
-    """Write what streams remember and the settings of their session to one file.
+def write_session(path: Path, kind: str, model: StreamVGGT, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    """Write what a session remembers to one file.
+
+    Args:
+        path: of the file; missing folders are made.
+        kind: name of the session's class.
+        model: that the session runs.
+        tensors: packed; on any device.
+        facts: packed.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; what was there before stays.
+    """
+    metadata = {"format": _FORMATS[kind], "model": fingerprint(model)}
+    metadata |= {name: json.dumps(fact) for name, fact in facts.items()}
+    write_tensors(path, {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def read_session(path: Path, kind: str, model: StreamVGGT, unpack: Callable[[Facts, Tensors], Session]) -> Session:
+    """Read what :func:`write_session` wrote.
+
+    Args:
+        path: of the file.
+        kind: name of the session's class.
+        model: that the session is to run.
+        unpack: makes a session of facts and tensors, which are on the CPU.
+
+    Raises:
+        SavedSessionError: the file is no saved session of this kind, is damaged, or belongs to another model.
+        OSError: the file is not there or cannot be read.
+    """
+    path.stat()  # safetensors tells a missing file less clearly
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            _check_kind(path, kind, metadata.pop("format", None))
+            if metadata.pop("model") != fingerprint(model):
+                raise SavedSessionError(
+                    f"{path} was saved with another model (other sizes, weights or precision); resume it with that one"
+                )
+            facts = {name: json.loads(fact) for name, fact in metadata.items()}
+            # Copies: a tensor that stays mapped would need the file for as long as the stream runs.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return unpack(facts, tensors)
+    except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise SavedSessionError(f"{path} is damaged or no saved session ({error}); take another save") from error
+
+
+def _check_kind(path: Path, kind: str, found: str | None) -> None:
+    """Raise SavedSessionError for a file of another format."""
+    if found == _FORMATS[kind]:
+        return
+    for other, name in _FORMATS.items():
+        if found == name:
+            raise SavedSessionError(f"{path} holds a {other}; resume it with {other}.resume()")
+    raise SavedSessionError(f"{path} is no session that {kind}.save() of this version wrote")
+
+
+def pack_state(state: StreamState) -> tuple[Tensors, Facts]:
+    """Return what streams remember.
+
+    Raises:
         ValueError: a policy is none of this package's, or the last call failed and has not been repeated.
     """
     state.slots.check_settled()
@@ -70,42 +138,7 @@ def save_state(path: Path, model: StreamVGGT, state: StreamState, settings: Mapp
         "followed": sorted(state.tracks.features),
         "queries": [query.frame for query in state.tracks.queries],
     }
-    write_tensors(
-        path,
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-        {
-            "format": FORMAT,
-            "model": fingerprint(model),
-            "state": json.dumps(facts),
-            "settings": json.dumps(dict(settings)),
-        },
-    )
-
-
-def load_state(path: Path, model: StreamVGGT) -> tuple[StreamState, dict[str, Any]]:
-    """Read what :func:`save_state` wrote, to where the model is; the state and the settings.
-
-    Raises:
-        SavedSessionError: the file is no saved session, is damaged, or belongs to another model.
-        OSError: the file is not there or cannot be read.
-    """
-    path.stat()  # safetensors tells a missing file less clearly
-    device = next(model.parameters()).device
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise SavedSessionError(f"{path} is no session that StreamSession.save() of this version wrote")
-            if metadata.get("model") != fingerprint(model):
-                raise SavedSessionError(
-                    f"{path} was saved with another model (other sizes, weights or precision); resume it with that one"
-                )
-            facts, settings = json.loads(metadata["state"]), json.loads(metadata["settings"])
-            # Copies: a tensor that stays mapped would need the file for as long as the stream runs.
-            tensors = {name: file.get_tensor(name).to(device, copy=True) for name in file.keys()}  # noqa: SIM118
-        return _state(model, facts, tensors), settings
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise SavedSessionError(f"{path} is damaged or no saved session ({error}); take another save") from error
+    return tensors, facts
 
 
 def fingerprint(model: StreamVGGT) -> str:
@@ -118,8 +151,10 @@ def fingerprint(model: StreamVGGT) -> str:
     return digest.hexdigest()
 
 
-def _state(model: StreamVGGT, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StreamState:
-    """Put a state together from what was read."""
+def unpack_state(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor]) -> StreamState:
+    """Put a state together from what :func:`pack_state` returned, where the model is."""
+    device = next(model.parameters()).device
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     options = {name: facts[name] for name in ("storage", "camera_cache", "memory")}
     compiled = facts["compile"] and _can_compile(model)
     state = model.new_state(_rule(facts["asked"]), compile=compiled, **options)
@@ -160,7 +195,7 @@ def _can_compile(model: StreamVGGT) -> bool:
     return True
 
 
-def _rule_facts(rule: object) -> dict[str, Any]:
+def _rule_facts(rule: object) -> Facts:
     """A policy or score as JSON has it."""
     if type(rule).__name__ not in _RULES or not is_dataclass(rule):
         raise ValueError(f"{rule} is none of this package's policies and scores, and cannot be saved")

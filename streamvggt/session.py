@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from .geometry import decode_pose
 from .images import preprocess
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
-from .saving import load_state, save_state
+from .saving import Facts, Tensors, pack_state, read_session, unpack_state, write_session
 from .stores import Storage
 from .types import FloatArray, Frame, FramePrediction, Placement
 
@@ -140,12 +141,7 @@ class StreamSession:
             OSError: the folder cannot be written, or the disk is full.
             ValueError: the policy is none of this package's, or the last frame failed and has not been repeated.
         """
-        settings = {
-            "size": self.size,
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "outputs": sorted(self._outputs),
-        }
-        save_state(Path(path), self.model, self._state, settings)
+        write_session(Path(path), "StreamSession", self.model, *pack_session(self))
 
     @classmethod
     def resume(cls, model: StreamVGGT, path: str | Path) -> StreamSession:
@@ -162,11 +158,7 @@ class StreamSession:
             SavedSessionError: the file is no saved session, is damaged, or belongs to another model.
             OSError: the file is not there or cannot be read.
         """
-        state, settings = load_state(Path(path), model)
-        dtype = getattr(torch, settings["dtype"])
-        session = cls(model, size=settings["size"], dtype=dtype, outputs=settings["outputs"])
-        session._state = state
-        return session
+        return read_session(Path(path), "StreamSession", model, partial(unpack_session, model))
 
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one."""
@@ -276,6 +268,38 @@ class StreamSession:
                 "pixels; from_source_xy() takes points of the source there"
             )
         return torch.from_numpy(points).to(self._device)[None]
+
+
+def pack_session(session: StreamSession) -> tuple[Tensors, Facts]:
+    """Return all that a session remembers, see :mod:`streamvggt.saving`.
+
+    Raises:
+        ValueError: the policy is none of this package's, or the last frame failed and has not been repeated.
+    """
+    tensors, facts = pack_state(session._state)
+    options = session_options(session)
+    settings = {
+        "size": options["size"],
+        "dtype": str(options["dtype"]).removeprefix("torch."),
+        "outputs": sorted(options["outputs"]),
+    }
+    return tensors, {"state": facts, "settings": settings}
+
+
+def unpack_session(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor]) -> StreamSession:
+    """Make a session of what :func:`pack_session` returned."""
+    settings = facts["settings"]
+    dtype = getattr(torch, settings["dtype"])
+    session = StreamSession(model, size=settings["size"], dtype=dtype, outputs=settings["outputs"])
+    session._state = unpack_state(model, facts["state"], tensors)
+    return session
+
+
+def session_options(session: StreamSession) -> dict[str, Any]:
+    """With what another session would be like this one, but for policy and memory."""
+    state = session._state
+    ways = {"storage": state.storage, "compile": state.compiled}
+    return ways | {"size": session.size, "dtype": session._dtype, "outputs": session._outputs}
 
 
 def _autocast_dtype(device: torch.device) -> torch.dtype:

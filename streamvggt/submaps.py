@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from .geometry import Similarity, align_similarity, invert_pose, project, unproj
 from .types import ByteArray, FloatArray, FramePrediction, required
 
 Float64 = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
 
 _POINTS_A_FRAME = 1000  # about; more make no better alignment
 _CENTRE_SHARE = 0.1  # weight of the camera centres, of that of all pixels
@@ -98,6 +100,39 @@ class Keyframe:
 
         with Image.open(io.BytesIO(self.jpeg)) as picture:
             return np.asarray(picture.convert("RGB"))
+
+
+def pack_views(views: Sequence[View]) -> Arrays:
+    """Stack the arrays of views of one size, by name."""
+    return {part.name: np.stack([getattr(view, part.name) for view in views]) for part in fields(View) if views}
+
+
+def unpack_views(arrays: Mapping[str, NDArray[Any]], count: int) -> list[View]:
+    """Return the views that :func:`pack_views` stacked."""
+    return [View(**{part.name: arrays[part.name][i] for part in fields(View)}) for i in range(count)]
+
+
+def pack_keyframes(keyframes: Sequence[Keyframe]) -> Arrays:
+    """Stack what keyframes hold, by name; their images lie one after the other."""
+    if not keyframes:
+        return {}
+    return pack_views([keyframe.view for keyframe in keyframes]) | {
+        "index": np.array([keyframe.index for keyframe in keyframes]),
+        "descriptor": np.stack([keyframe.descriptor for keyframe in keyframes]),
+        "jpeg": np.frombuffer(bytearray().join(keyframe.jpeg for keyframe in keyframes), np.uint8),
+        "jpeg_end": np.cumsum([len(keyframe.jpeg) for keyframe in keyframes]),
+    }
+
+
+def unpack_keyframes(arrays: Mapping[str, NDArray[Any]], count: int) -> list[Keyframe]:
+    """Return the keyframes that :func:`pack_keyframes` stacked."""
+    views, start, keyframes = unpack_views(arrays, count), 0, []
+    for i, view in enumerate(views):
+        end = int(arrays["jpeg_end"][i])
+        jpeg = arrays["jpeg"][start:end].tobytes()
+        keyframes.append(Keyframe(int(arrays["index"][i]), jpeg, arrays["descriptor"][i], view))
+        start = end
+    return keyframes
 
 
 def jpeg_of(image: ByteArray) -> bytes:
