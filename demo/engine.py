@@ -195,5 +195,5 @@ def _lender_error(message: str) -> EngineError:
 
 def _out_of_memory() -> EngineError:
     return EngineError(
-        "The memory is full. Three remedies: choose a smaller width, a smaller memory budget, or the bundled network."
+        "The memory is full. Three remedies: a smaller width, less that is remembered, or the bundled network."
     )

@@ -118,7 +118,7 @@ def test_a_full_memory_names_three_remedies_and_the_next_run_goes_on(monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(StreamSession, "step", full)
-        with pytest.raises(EngineError, match="smaller width, a smaller memory budget, or the bundled network"):
+        with pytest.raises(EngineError, match="smaller width, less that is remembered, or the bundled network"):
             stream(engine)
     assert len(stream(engine)) == 3
 
