@@ -95,7 +95,7 @@ class ReleasedStream:
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         k, v = self._blocks[i] = _joined(self._blocks[i], k, v)
         q, k = attention.q_norm(q), attention.k_norm(k)
-        q, k = rotate(q, rotary), rotate(k, rotary.repeat(1, self.num_frames + 1, 1, 1))
+        q, k = rotate(q, rotary), rotate(k, rotary.repeat(1, self.num_frames + 1, 1, 1, 1))
         out = scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         return attention.proj(out.transpose(1, 2).flatten(-2))
 

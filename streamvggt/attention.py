@@ -7,7 +7,7 @@ width), normalised and rotated, and returns the attended values in the same shap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,4 +32,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scaled_dot_product_attention(q[:, :, s], k[:, :, : s + 1].flatten(2, 3), v[:, :, : s + 1].flatten(2, 3))
         for s in range(q.shape[2])
     ]
-    return torch.stack(frames, dim=2)
+    return side_by_side(frames)
+
+
+def side_by_side(frames: Sequence[Tensor]) -> Tensor:
+    """Bring attended frames ``[B, heads, P, D]`` together to ``[B, heads, S, P, D]``; one alone is not copied."""
+    return frames[0][:, :, None] if len(frames) == 1 else torch.stack(list(frames), dim=2)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from .attention import side_by_side
 from .policies import CachePolicy
 from .stores import NativeStore, Store
 
@@ -188,7 +189,7 @@ class KVCache:
             self._reserve(step.used, k[:, :, s], v[:, :, s])
             self.store.write(step.slot, k[:, :, s], v[:, :, s])
             frames.append(self.store.attend(q[:, :, s], step.used * self.frame_tokens))
-        return torch.stack(frames, dim=2)
+        return side_by_side(frames)
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ class SoftMatch(nn.Module):
         return found, MatchMemory(first.clone(), descriptors[:, -1].clone())  # views would keep a whole chunk
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # see rope.rotary_table
 def _positions(grid_hw: tuple[int, int], device: torch.device) -> Tensor:
     """Centres of the patches ``[rows * columns, 2]``, xy from the middle of the image, its longer side 2 units."""
     rows, columns = grid_hw

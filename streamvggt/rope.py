@@ -25,7 +25,8 @@ def rotary_table(grid_hw: tuple[int, int], num_special: int, head_dim: int, devi
         device: where the table is used.
 
     Returns:
-        Cosines and sines ``[2, P, 2, D / 4]`` (token, axis, frequency), float32.
+        Cosines and sines ``[2, P, 2, 2, D / 4]`` (token, axis, member of a pair, frequency), float32; the sine of the
+        first member is negative.
     """
     rows, columns = grid_hw
     y, x = torch.meshgrid(torch.arange(1, rows + 1), torch.arange(1, columns + 1), indexing="ij")
@@ -33,12 +34,12 @@ def rotary_table(grid_hw: tuple[int, int], num_special: int, head_dim: int, devi
     positions = torch.cat([patches.new_zeros(num_special, 2), patches]).float()
     frequencies = BASE ** -(torch.arange(head_dim // 4, dtype=torch.float32) / (head_dim // 4))
     angles = positions[:, :, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()]).to(device)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.stack([cos, cos], dim=2), torch.stack([-sin, sin], dim=2)]).to(device)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn ``x`` ``[..., P, D]`` by the angles of :func:`rotary_table`; pairs are (i, i + D/4) within each half."""
     cos, sin = table
-    a, b = x.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = [torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)]
-    return torch.stack(turned, dim=-2).flatten(-3)
+    pairs = x.unflatten(-1, (2, 2, -1))
+    return torch.addcmul(pairs * cos, pairs.flip(-2), sin).flatten(-3)

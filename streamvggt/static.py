@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .attention import Attend, full_attention
+from .attention import Attend, full_attention, side_by_side
 from .cache import KVCache, Slots, Step
 from .layers import RunBlock, run_block
 from .policies import CachePolicy, TokenBudget
@@ -74,7 +74,7 @@ class StaticCache(KVCache):
             values.unflatten(2, slots).index_copy_(2, self.plan.places[s : s + 1], v[:, :, s : s + 1])
             bias = self.plan.bias[s, :, None].expand(slots).flatten()[None].to(q.dtype)
             frames.append(scaled_dot_product_attention(q[:, :, s], keys, values, attn_mask=bias))
-        return torch.stack(frames, dim=2)
+        return side_by_side(frames)
 
     def _allocate(self, k: Tensor, v: Tensor) -> None:
         """Make buffers for all slots; what no frame has written must be finite, though nobody sees it."""

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .attention import side_by_side
 from .cache import KVCache, Slots, Step
 from .policies import KeyDiversity, LayerTokens, TokenBudget
 from .stores import Store, new_buffer
@@ -91,7 +92,7 @@ class TokenCache(KVCache):
             slots = step.used
             self._write(at, step.slot, k[:, :, s], v[:, :, s])
             frames.append(self.store.attend(q[:, :, s], self._used, self._labels()[0]))
-        return torch.stack(frames, dim=2)
+        return side_by_side(frames)
 
     @classmethod
     def of_frames(cls, cache: KVCache, special: int) -> TokenCache:

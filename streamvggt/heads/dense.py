@@ -109,8 +109,8 @@ class FeaturePyramid(nn.Module):
             return x
         half = x.shape[1] // 2
         along_x, along_y = _sine_positions(tuple(x.shape[-2:]), image_hw, half, self.position_scale, x.device)
-        x[:, :half] += along_x[:, None, :]
-        x[:, half:] += along_y[:, :, None]
+        x[:, :half].add_(along_x[:, None, :])
+        x[:, half:].add_(along_y[:, :, None])
         return x
 
 
