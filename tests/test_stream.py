@@ -230,8 +230,10 @@ def test_a_default_dtype_in_force_once_does_not_change_later_results(tiny):
     from streamvggt.rope import rotary_table
 
     # Token 6 is the patch at row 0, column 1, which stands at (1, 2); axis 1 is x.
-    table = rotary_table((3, 6), 5, 16, torch.device("cpu"))
-    torch.testing.assert_close(table[0, 6, 1], torch.cos(2 * 100.0 ** (-torch.arange(4) / 4)))
+    cos, sin = rotary_table((3, 6), 5, 16, torch.device("cpu"))[:, 6, 1]
+    angles = 2 * 100.0 ** (-torch.arange(4) / 4)
+    torch.testing.assert_close(cos, angles.cos().expand(2, -1))
+    torch.testing.assert_close(sin, torch.stack([-angles.sin(), angles.sin()]))
 
 
 def test_a_refinement_round_learns_only_from_its_own_step(tiny):
