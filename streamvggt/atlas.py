@@ -165,12 +165,13 @@ class Atlas:
         unbend = [submap.chained.compose(submap.emitted.inverse()) for submap in self.submaps]
         numbers = np.repeat(np.arange(len(starts)), ends - starts)
         corrections = []
+        guessed = {edge.second for edge in self.edges if edge.weight == _GUESS}
         for number, x, camera in zip(numbers, place, cameras, strict=True):
-            if not np.isfinite(camera).all():
-                corrections.append(bends[number].compose(unbend[number]))
-                continue
             before, share = int(x), float(x % 1)
             after = min(before + 1, len(bends) - 1)
+            if after in guessed or not np.isfinite(camera).all():  # nothing to go over to, or from
+                corrections.append(bends[number].compose(unbend[number]))
+                continue
             given = camera_pose(camera)
             chained = unbend[number].compose(given)
             placed = _between(bends[before].compose(chained), bends[after].compose(chained), share)
