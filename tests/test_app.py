@@ -1,6 +1,5 @@
 """The page as a server: it starts, offers one endpoint, and serves runs beside Gradio."""
 
-import asyncio
 import runpy
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import httpx
 import pytest
 import uvicorn
 from gradio_client import Client, handle_file
-from runs import free_port, write_video
+from runs import free_port, run_async, write_video
 from starlette.requests import HTTPConnection
 
 from demo.engine import Engine
@@ -75,5 +74,5 @@ def test_on_a_space_visitors_are_told_apart_by_what_its_proxies_say_and_not_by_w
     chain = [(b"x-forwarded-for", b"1.2.3.4, 203.0.113.7, 10.20.0.9")]
     for peer in ("10.16.3.80", "198.51.100.3"):
         scope = {"type": "http", "client": (peer, 1234), "headers": chain, "scheme": "http"}
-        asyncio.run(server.loaded_app(scope, None, None))
+        run_async(server.loaded_app(scope, None, None))
     assert seen == ["203.0.113.7", "198.51.100.3"]

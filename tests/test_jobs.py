@@ -445,7 +445,7 @@ def test_the_sweep_deletes_old_folders(runs, work, clock):
 def test_the_sweep_deletes_the_oldest_until_all_are_small_enough(runs, work, clock):
     ids = [finished(runs, work) for _ in range(4)]
     for age, run_id in enumerate(reversed(ids)):
-        (runs.folder / run_id / "big").write_bytes(bytes(4000))
+        (runs.folder / run_id / "big").write_bytes(bytes(3000))
         os.utime(runs.folder / run_id, (clock.now - age, clock.now - age))
     clock.pass_s(0.5)
     runs.tidy()
