@@ -122,7 +122,7 @@ class TokenCache(KVCache):
         if not self._used:
             return
         owners, special = (label[:, :, : self._used] for label in self._labels())
-        stays = (owners[..., None] == torch.tensor(list(slots), device=owners.device)).any(-1)
+        stays = torch.isin(owners, torch.tensor(list(slots), dtype=owners.dtype, device=owners.device))
         # Frames have different numbers of tokens left in different heads, and all heads must hold as many.
         count = min(int(stays.sum(2).min()), self.budget)
         newest = self.slots.frames.index(max(self.slots.frames))
