@@ -27,7 +27,8 @@ def look_together(
     views, alignments = [], []
     for keyframes, which in (earlier, later):
         around = range(len(keyframes))[max(0, min(which, len(keyframes) - _JOINT_FRAMES)) :][:_JOINT_FRAMES]
-        joint = [View.of(said) for said in session.step_many([keyframes[i].image() for i in around])]
+        # One by one: a live stream that is compiled would wait for the compiler where more came at once.
+        joint = [View.of(session.step(keyframes[i].image())) for i in around]
         views.append(joint[which - around[0]])
         try:
             alignments.append(align_views(joint, [keyframes[i].view for i in around]))
