@@ -265,7 +265,7 @@ class LongSession:
                 again = coming.session.step_many(frames)
             said = self._session.step_many(frames)
         except BaseException:
-            if again:  # by a sub-map that has seen frames which the stream has not
+            if in_overlap:  # the coming sub-map may have seen frames that the stream has not
                 self._next = _Coming()
             raise
         submap, first = self._atlas.newest, self.num_frames

@@ -24,6 +24,7 @@ from streamvggt import (
     move_prediction,
 )
 from streamvggt.geometry import Similarity, align_similarity
+from streamvggt.heads.dense import DenseHead
 from streamvggt.metrics import trajectory_metrics
 from streamvggt.reconstruct import Wanted, reconstruct
 from streamvggt.submaps import View, align_robustly, align_views, seen_again
@@ -474,6 +475,29 @@ def test_a_failure_in_an_overlap_takes_no_frame(monkeypatch):
     assert [said.index for said in got] == list(range(80))
     assert session.num_submaps == 3  # of 34, 32 and 22 frames
     assert errors_of(got, first_unit(got)).max() < 1e-3 * RADIUS
+
+
+def test_a_coming_sub_map_that_takes_a_part_of_a_chunk_and_fails_is_begun_anew(monkeypatch):
+    """Layers of a token budget share within the chunk, so that it is taken in two parts; the second one fails."""
+    frames = list(noise(40))
+    session = LongSession(load_model("tiny"), TokenBudget(30), length=16, overlap=8, loops=False, size=28)
+    got = [session.step(frame) for frame in frames[:9]]
+    forward, calls = DenseHead.forward, []
+
+    def fail(self, *args):
+        calls.append(self)
+        if len(calls) == 3:  # two dense heads a part
+            raise torch.OutOfMemoryError("full")
+        return forward(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenseHead, "forward", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(session.run(frames[9:13], chunk=4))
+    assert session.num_frames == 9
+    got += list(session.run(frames[9:], chunk=4))
+    assert [said.index for said in got] == list(range(40))
+    assert max(session.held_frames) == 39
 
 
 def test_a_search_for_loops_that_fails_is_made_again_with_the_next_call(monkeypatch):
