@@ -124,7 +124,9 @@ class StreamSession:
             memory: as for a new session; None sets no limit.
 
         Raises:
-            ValueError: there is no room for the least that the policy needs. The stream is as it was before.
+            ValueError: there is no room for the least that the policy needs. The stream is as it was before. (Where the
+                memory of the machine runs out in the middle of the change, the stream is lost, and says so when it is
+                used again.)
         """
         self._state.set_policy(policy, memory=memory)
 
