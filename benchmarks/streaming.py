@@ -36,6 +36,7 @@ from streamvggt.config import StreamVGGTConfig
 from streamvggt.model import StreamVGGT
 from streamvggt.policies import AnchorWindow, CachePolicy, KeepAll
 from streamvggt.state import StreamState
+from streamvggt.stores import Storage
 from streamvggt.types import Predictions
 
 CONFIGS = {"tiny": StreamVGGTConfig.tiny, "small": StreamVGGTConfig.small, "vggt-1b": StreamVGGTConfig.vggt_1b}
@@ -77,11 +78,17 @@ class Stream:
     """The package's stream, with a way to take frames back."""
 
     def __init__(
-        self, model: StreamVGGT, policy: CachePolicy, outputs: Collection[str] | None = None, *, compile: bool = False
+        self,
+        model: StreamVGGT,
+        policy: CachePolicy,
+        outputs: Collection[str] | None = None,
+        *,
+        storage: Storage = "native",
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.outputs = outputs
-        self.state: StreamState = model.new_state(policy, compile=compile)
+        self.state: StreamState = model.new_state(policy, storage=storage, compile=compile)
 
     def step(self, images: Tensor) -> Predictions:
         """Take the next frame."""
