@@ -225,8 +225,11 @@ class KeyDiversity:
     temperature: float | None = 0.5
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not self.temperature > 0:
+        if self.temperature is None:
+            return
+        if not self.temperature > 0:
             raise ValueError(f"KeyDiversity needs a temperature above 0, or None, got {self.temperature!r}")
+        object.__setattr__(self, "temperature", float(self.temperature))  # of NumPy, it could not be saved
 
     def __call__(self, tokens: LayerTokens) -> Tensor:
         """Score tokens by the negative cosine to the mean direction."""
@@ -241,10 +244,14 @@ class KeyDiversity:
         return mean.square().sum(-1).mean()
 
     def shares(self, likeness: Sequence[float]) -> list[float]:
-        """What part of the tokens that may go each layer holds, from :meth:`likeness` of all."""
-        if self.temperature is None:
+        """What part of the tokens that may go each layer holds, from :meth:`likeness` of all.
+
+        The same for every layer where keys that are not finite have no likeness.
+        """
+        alike = torch.tensor(likeness, dtype=torch.float64)
+        if self.temperature is None or not alike.isfinite().all():
             return [1 / len(likeness)] * len(likeness)
-        return ((1 - torch.tensor(likeness, dtype=torch.float64)) / self.temperature).softmax(0).tolist()
+        return ((1 - alike) / self.temperature).softmax(0).tolist()
 
 
 @dataclass(frozen=True)
@@ -347,12 +354,14 @@ class TokenBudget(CachePolicy):
         """
         least = 2 * frame_tokens + (self.capacity - 2) * special
         most = self.capacity * frame_tokens - least
-        free, weight = (self.budget - least) * len(shares), sum(shares)
-        budgets = [0] * len(shares)
+        free, budgets = (self.budget - least) * len(shares), [0] * len(shares)
         # The largest first: what one of them cannot take is left to the others.
-        for layer in sorted(range(len(shares)), key=lambda i: -shares[i]):
-            part = min(most, round(free * shares[layer] / weight))
-            budgets[layer], free, weight = least + part, free - part, weight - shares[layer]
+        left = sorted(range(len(shares)), key=lambda i: -shares[i])
+        while left:
+            weight = sum(shares[i] for i in left)
+            share = shares[left[0]] / weight if weight else 1 / len(left)
+            part = min(most, round(free * share))
+            budgets[left.pop(0)], free = least + part, free - part
         return budgets
 
 

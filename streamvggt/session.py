@@ -257,7 +257,7 @@ class StreamSession:
 
     def _query_tensor(self, query_points: NDArray[np.floating[Any]], image_hw: tuple[int, int]) -> Tensor:
         """Bring query points to the form that the network takes, ``[1, N, 2]``; raise ValueError for bad ones."""
-        points = np.asarray(query_points, np.float32)
+        points = np.array(query_points, np.float32)  # a copy: the caller's may change, or come again
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
             raise ValueError(f"query_points must be [N, 2] with xy in pixels, got {list(points.shape)}")
         height, width = image_hw

@@ -106,6 +106,7 @@ class StreamState:
         self.input_shape: tuple[int, int, int] | None = None  # B, H, W of the first call
         self.key_bytes: int | None = None  # of one number, once keys have been seen
         self._queries = 0  # frames on which points were named, those of the coming call among them
+        self._queries_fitted = 0  # those that the policy leaves room for; a call that failed leaves more than there are
         self._coming_shape = (0, 0, 0)
         self._make_caches()
 
@@ -203,7 +204,7 @@ class StreamState:
         if self.num_frames == 0:
             self.slots = Slots(self._asked)  # a call that failed may have left buffers of another size
             self._make_caches()
-        elif queries and self._memory is not None:
+        elif queries and self._memory is not None and self._queries > self._queries_fitted:
             # What took over from a policy without a limit stays.
             took_over = self._asked.capacity is None and self.slots.policy.capacity is not None
             self._apply(self.slots.policy if took_over else self._asked)
@@ -272,6 +273,7 @@ class StreamState:
         if self.num_frames == 0:
             self.key_bytes = k.element_size()
             self.slots.policy, self.slots.fallback = self._fitted(self._asked)
+            self._queries_fitted = self._queries
         self.slots.choose(frame_prototypes(k, self.config.special_tokens))
         if self._static is not None and self.slots.capacity is not None:
             self._static.update(self.slots.plan, self.slots.capacity, k.device)
@@ -302,8 +304,9 @@ class StreamState:
         if room > 0:
             return room
         shares = score.shares(torch.stack([cache.likeness(score) for cache in thinned]).tolist())
+        budgets = policy.layer_budgets(shares, tokens, special)
         with self._irreversible():
-            for cache, share in zip(thinned, policy.layer_budgets(shares, tokens, special), strict=True):
+            for cache, share in zip(thinned, budgets, strict=True):
                 cache.share = share
                 if cache.exceeds_capacity:
                     cache.select(range(len(self.slots.frames)))
@@ -345,6 +348,7 @@ class StreamState:
                     self._blocks[layer] = thin = TokenCache.of_frames(whole, self.config.special_tokens)
                     if thin.exceeds_capacity:
                         thin.select(range(len(self.slots.frames)))
+        self._queries_fitted = self._queries
 
     def _hold(self, slots: list[int], *, always: bool = False) -> None:
         """Hold the frames of these slots alone, in buffers that are no larger than the policy allows."""

@@ -542,7 +542,21 @@ def test_layers_share_tokens_by_hand():
     # No layer has more than its frames have: 80. The other has the rest, and at the end all layers are full.
     for budget, want in ((76, [80, 72]), (80, [80, 80])):
         assert TokenBudget(budget, score, frames=4).layer_budgets(shares, 20, 5) == want
-    assert KeyDiversity(temperature=None).shares([0.2, 0.7]) == [0.5, 0.5]
+    for even in (KeyDiversity(temperature=None).shares([0.2, 0.7]), score.shares([0.2, math.nan])):
+        assert even == [0.5, 0.5]
+
+
+def test_layers_share_what_one_that_takes_nearly_all_leaves():
+    """A part of 1 but for rounding, and 0 for the others, which share evenly what is left."""
+    shares = KeyDiversity(temperature=1e-4).shares([0.2, 0.7, 0.9])
+    assert shares == [1, 0, 0]
+    # Of 3 * 15 tokens the first layer has room for 30.
+    assert TokenBudget(65, frames=4).layer_budgets(shares, 20, 5) == [80, 58, 57]
+    rng = np.random.default_rng(0)
+    for temperature in (0.5, 0.05, 0.02, 0.015):
+        shares = KeyDiversity(temperature).shares(list(rng.uniform(0.05, 0.9, 24)))
+        budgets = TokenBudget(6000, frames=40).layer_budgets(shares, 1041, 5)
+        assert sum(budgets) == 24 * 6000 and min(budgets) >= 2 * 1041 + 38 * 5
 
 
 def test_likeness_by_hand():
@@ -557,6 +571,7 @@ def test_likeness_by_hand():
 def test_a_temperature_is_above_0(temperature):
     with pytest.raises(ValueError, match="temperature above 0"):
         KeyDiversity(temperature)
+    assert type(KeyDiversity(np.float32(0.5)).temperature) is float  # JSON has no other
 
 
 def test_query_importance_by_hand():
@@ -774,6 +789,20 @@ def test_points_that_are_named_after_the_memory_was_full_do_not_fill_it_again(ti
         tiny(images(frames=1, seed=seed), state=state, query_points=points)
     assert caplog.text.count("is full after") == 1
     assert isinstance(state.policy, Keyframes) and state.allocated_bytes <= state.memory
+
+
+def test_a_call_that_names_points_and_failed_can_be_repeated(tiny, monkeypatch):
+    state = tiny.new_state(AnchorWindow(1, 2), memory=40 * tiny.config.cached_frame_bytes(*HW))
+    want = tiny.new_state(AnchorWindow(1, 2), memory=40 * tiny.config.cached_frame_bytes(*HW))
+    video, points = images(frames=6), torch.tensor([[[10.0, 20.0]]])
+    for s in (state, want):
+        stream(tiny, video[:, :4], s)
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "_decode", lambda *_args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiny(video[:, 4:5], state=state, query_points=points)
+    said, expected = (tiny(video[:, 4:5], state=s, query_points=points) for s in (state, want))
+    assert torch.equal(said.depth, expected.depth) and torch.equal(said.tracks, points[:, None])
 
 
 def test_features_of_point_tracks_count_and_drop_frames_when_they_come(tiny, monkeypatch):

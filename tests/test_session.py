@@ -194,6 +194,18 @@ def test_points_are_followed_from_the_frame_they_were_named_on(tiny):
     assert ((later.track_visibility > 0) & (later.track_visibility < 1)).all()
 
 
+def test_points_are_the_sessions_own(tiny, tmp_path):
+    """An array that is named twice, and changed between two calls, as a program with one buffer does."""
+    video, points = frames(3), np.array([[10.0, 20.0]], np.float32)
+    session, other = StreamSession(tiny), StreamSession(tiny)
+    for stream in (session, other):
+        for frame in video[:2]:
+            stream.step(frame, points if stream is session else points.copy())
+    session.save(tmp_path / "stream.safetensors")
+    points += 30
+    np.testing.assert_array_equal(session.step(video[2]).tracks, other.step(video[2]).tracks)
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [
