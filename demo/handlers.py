@@ -7,14 +7,12 @@ import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .engine import Engine
+from .folders import lock_folder
 from .inputs import check_images, check_video
 from .jobs import Runs
 from .live import LiveCamera
@@ -31,15 +29,21 @@ def open_runs(engine: Engine, limits: Limits = Limits()) -> Runs:  # noqa: B008 
 
     Servers that run at once each have a folder of their own in it, the first one free, so that none deletes the runs of
     another; one that is started anew finds those of before.
+
+    Raises:
+        OSError: this user cannot write there.
     """
     place = Path(os.environ.get("STREAMVGGT_RUNS") or Path(tempfile.gettempdir()) / "streamvggt-runs")
-    for number in itertools.count(1):
-        folder = place / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", thread_local=False)
-        with suppress(Timeout):
-            lock.acquire(blocking=False)
-            break
+    lock = None
+    try:
+        for number in itertools.count(1):
+            folder = place / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            if lock := lock_folder(folder):
+                break
+    except OSError as error:
+        hint = "Set STREAMVGGT_RUNS to a folder of your own."
+        raise OSError(f"Runs cannot be kept in {place}: {error}. {hint}") from error
     return Runs(folder, EXAMPLES, partial(work, engine=engine), limits, lock=lock)
 
 

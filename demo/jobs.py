@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .engine import EngineError
+from .folders import RUN_ID, delete_old_runs, left_beside, uploads_of
 from .inputs import InputError
 from .live import LiveCamera
 from .run import DOWNLOADS, FINISHED, MANIFEST, PREDICTIONS, Run, Source
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 EXAMPLE_ID = re.compile(r"example-([a-z0-9][a-z0-9_-]{0,40})")
-
-UPLOADS = "uploads"  # beside the runs: what visitors sent, until the runs on it end
 
 _TIDY_EVERY_S = 5.0
 _POLL_S = 20.0  # a proxy may cut what is silent for longer
@@ -54,14 +52,14 @@ class Runs:
     """Start runs, find them, end them.
 
     Args:
-        folder: that of all runs.
+        folder: that of all runs; uploads lie beside it, see :mod:`demo.folders`.
         examples: folder of finished runs that come with the page; each is there under ``example-<its name>``.
         work: does the work of one run in a worker thread; it returns a message where it ended before its time, and
             raises whatever goes wrong.
         limits: what the server allows.
         workers: runs that are worked on at once.
         clock: seconds since 1970.
-        tidy_in_background: whether a thread calls :meth:`tidy` every few seconds once there is a run.
+        tidy_in_background: whether a thread calls :meth:`tidy` every few seconds.
         lock: on the folder; :meth:`close` gives it back.
     """
 
@@ -78,17 +76,19 @@ class Runs:
         lock: BaseFileLock | None = None,
     ) -> None:
         self.folder, self.examples, self.limits = folder, examples, limits
-        self._work, self._clock, self._num_workers = work, clock, workers
-        self._tidy_in_background, self._lock = tidy_in_background, lock
+        self._work, self._clock, self._lock = work, clock, lock
         self._runs: dict[str, Run] = {}  # at work, or lately finished
         self._queue: list[Run] = []
         self._at_work: set[str] = set()
         self._services = itertools.count(1)
         self._last_served: dict[str, int] = {}  # by owner
         self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
-        shutil.rmtree(folder / UPLOADS, ignore_errors=True)  # of a server that was killed
+        shutil.rmtree(uploads_of(folder), ignore_errors=True)  # of a server that was killed
+        targets = [self._work_forever] * workers + [self._tidy_forever] * tidy_in_background
+        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
 
     def start(self, source: Source, settings: RunSettings, *, owner: str = "", former: str | None = None,
               viewer: str = "") -> str:  # fmt: skip
@@ -108,7 +108,7 @@ class Runs:
             BusyError: too many wait, or their uploads are too large together.
         """
         run_id = secrets.token_urlsafe(16)
-        uploads = self.folder / UPLOADS / run_id
+        uploads = uploads_of(self.folder) / run_id
         self._require_room(source, former)
         try:
             source = source.kept_in(uploads)  # whoever took it in may delete it before its turn comes
@@ -117,7 +117,6 @@ class Runs:
                 run = Run(run_id, self.folder / run_id, source, settings, self.limits, owner=owner, clock=self._clock)
                 self._runs[run_id] = run
                 self._queue.append(run)
-                self._start_threads()
                 self._changed.notify_all()
         except BaseException:
             shutil.rmtree(uploads, ignore_errors=True)
@@ -240,14 +239,6 @@ class Runs:
                     "Please come back in some minutes, or take something smaller."
                 )
 
-    def _start_threads(self) -> None:
-        if self._threads:
-            return
-        targets = [self._work_forever] * self._num_workers + [self._tidy_forever] * self._tidy_in_background
-        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
-        for thread in self._threads:
-            thread.start()
-
     def _tidy_forever(self) -> None:
         while not self._closed.wait(_TIDY_EVERY_S):
             try:
@@ -258,8 +249,8 @@ class Runs:
     def _work_forever(self) -> None:
         while not self._closed.is_set():
             with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed.is_set())
                 if not self._queue:
-                    self._changed.wait()
                     continue
                 run = self._in_turn()[0]
                 self._queue.remove(run)
@@ -286,7 +277,7 @@ class Runs:
                 self._make_room(run)
 
     def _end(self, run: Run, status: str, message: str) -> None:
-        shutil.rmtree(self.folder / UPLOADS / run.id, ignore_errors=True)
+        shutil.rmtree(uploads_of(self.folder) / run.id, ignore_errors=True)
         run.end(status, message)
 
     def _make_room(self, run: Run) -> None:
@@ -321,22 +312,11 @@ class Runs:
             self._tell_positions()
 
     def _sweep(self) -> None:
-        """Delete folders that are too old, then the oldest until all together are small enough."""
-        finished = []
-        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
-            if RUN_ID.fullmatch(folder.name) and folder.name not in self._runs:
-                with suppress(OSError):
-                    finished.append((folder.stat().st_mtime, _size(folder), folder))
-        total = sum(size for _, size, _ in finished)
-        for modified, size, folder in sorted(finished):
-            age_s = self._clock() - modified
-            if age_s > self.limits.keep_s or total > self.limits.keep_bytes:
-                shutil.rmtree(folder, ignore_errors=True)
-                total -= size
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        """Delete what is too old or too much, also of servers that are gone."""
+        with left_beside(self.folder) as left:
+            for folder in left:
+                shutil.rmtree(uploads_of(folder), ignore_errors=True)
+            delete_old_runs([self.folder, *left], self._runs.__contains__, self.limits, self._clock())
 
 
 def _for_people(error: Exception) -> str:

@@ -79,7 +79,7 @@ def launch_options(runs: Runs) -> dict[str, Any]:
     """Return what ``Blocks.launch`` needs for this page."""
     return {
         "app_kwargs": {"routes": run_routes(runs)},
-        "allowed_paths": [str(runs.folder)],
+        "allowed_paths": [str(runs.folder)],  # for the files that /reconstruct returns
         "max_file_size": runs.limits.file_bytes,
         "run_history": False,
         "ssr_mode": False,

@@ -7,13 +7,16 @@ import httpx
 import pytest
 import uvicorn
 from gradio_client import Client, handle_file
-from runs import free_port, run_async, write_video
+from runs import TINY, free_port, run_async, write_video
 from starlette.requests import HTTPConnection
 
 from demo.engine import Engine
+from demo.folders import uploads_of
 from demo.handlers import open_runs
+from demo.inputs import check_video
 from demo.routes import address_of
 from demo.ui import build_demo, launch_options
+from streamvggt import write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,22 @@ def test_a_program_gets_a_manifest_for_each_frame_and_the_files(page, tmp_path):
     assert [name.rsplit("/", 1)[-1] for name in files] == ["scene.glb", "trajectory.txt"]
     chunk = httpx.get(f"{url}/runs/{manifest['run']}/chunks/2.glb")
     assert (chunk.status_code, chunk.headers["content-type"], chunk.content[:4]) == (200, "model/gltf-binary", b"glTF")
+
+
+def test_gradio_serves_the_files_of_runs_and_neither_what_visitors_sent_nor_the_lock(page, tmp_path):
+    url, runs = page
+    video = check_video(str(write_video(tmp_path / "clip.mp4")), TINY, runs.limits)
+    video.kept_in(uploads_of(runs.folder) / "x")
+    result = runs.folder / "x" / "results" / "scene.glb"
+    write_atomically(result, b"glTF")
+    (upload,) = uploads_of(runs.folder).rglob("clip.mp4")
+    statuses = {
+        path: httpx.get(f"{url}/gradio_api/file={path}").status_code
+        for path in (result, upload, *runs.folder.parent.rglob("*.lock"))
+    }
+    assert len(statuses) == 3
+    assert statuses.pop(result) == 200
+    assert set(statuses.values()) == {403}
 
 
 def test_on_a_space_visitors_are_told_apart_by_what_its_proxies_say_and_not_by_what_they_say_themselves(

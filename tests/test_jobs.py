@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from runs import TINY, Clock, Still, Work, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
 
+from demo.folders import uploads_of
 from demo.inputs import InputError, check_video
-from demo.jobs import UPLOADS, BusyError, RunNotFoundError
+from demo.jobs import BusyError, RunNotFoundError, Runs
 from demo.live import LiveCamera
 from demo.settings import Limits
 from streamvggt import write_atomically
@@ -68,16 +69,16 @@ def test_an_upload_is_kept_until_its_run_ends(runs, work, tmp_path):
     dropped = runs.start(check_video(str(video), TINY, LIMITS), TINY)
     video.unlink()
     assert work.begun.get(timeout=10) == first
-    assert len(files_in(runs.folder / UPLOADS)) == 2
+    assert len(files_in(uploads_of(runs.folder))) == 2
     runs.stop(dropped)
-    assert files_in(runs.folder / UPLOADS) == [f"{waiting}/0/clip.mp4"]
+    assert files_in(uploads_of(runs.folder)) == [f"{waiting}/0/clip.mp4"]
     work.nod(first, "end")
     assert work.begun.get(timeout=10) == waiting
     frames = runs._runs[waiting].source.frames(TINY, LIMITS, lambda: False)
     assert len(list(frames)) == 4
     work.nod(waiting, "end")
     wait_for_end(runs, waiting)
-    assert files_in(runs.folder / UPLOADS) == []
+    assert files_in(uploads_of(runs.folder)) == []
 
 
 def test_uploads_together_are_limited_and_the_one_that_is_refused_leaves_nothing(runs, work, tmp_path):
@@ -87,17 +88,17 @@ def test_uploads_together_are_limited_and_the_one_that_is_refused_leaves_nothing
     assert runs.start(Still(nbytes=4 * 2**20), TINY)
     with pytest.raises(BusyError, match="already have 10 MB"):
         runs.start(check_video(str(write_video(tmp_path / "clip.mp4")), TINY, LIMITS), TINY)
-    assert files_in(runs.folder / UPLOADS) == []
+    assert files_in(uploads_of(runs.folder)) == []
     work.nod(large, "end")
     wait_for_end(runs, large)
     assert runs.start(Still(nbytes=6 * 2**20), TINY)
 
 
 def test_uploads_that_a_killed_server_left_go_when_the_next_one_starts(tmp_path, work):
-    left = tmp_path / "runs" / UPLOADS / "x" / "0" / "clip.mp4"
+    left = uploads_of(tmp_path / "runs") / "x" / "0" / "clip.mp4"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"left")
-    make_runs(tmp_path, work, LIMITS)
+    make_runs(tmp_path, work, LIMITS).close()
     assert not left.exists()
 
 
@@ -422,6 +423,7 @@ def test_another_process_reads_finished_runs_and_calls_unfinished_ones_stopped(r
     work.nod(cut)
     wait_for(runs, cut, count_is(1))
     after = make_runs(tmp_path, work, LIMITS)
+    after.close()
     assert after.manifest(done) == runs.manifest(done)
     manifest = after.manifest(cut)
     assert manifest["status"] == "stopped"
@@ -450,6 +452,15 @@ def test_the_sweep_deletes_the_oldest_until_all_are_small_enough(runs, work, clo
     clock.pass_s(0.5)
     runs.tidy()
     assert [(runs.folder / run_id).exists() for run_id in ids] == [False, False, True, True]
+
+
+def test_a_server_that_nobody_visits_tidies_as_well(tmp_path, work, monkeypatch):
+    tidied = threading.Event()
+    monkeypatch.setattr("demo.jobs._TIDY_EVERY_S", 0.01)
+    monkeypatch.setattr(Runs, "tidy", lambda runs: tidied.set())
+    runs = make_runs(tmp_path, work, LIMITS, tidy_in_background=True)
+    assert tidied.wait(timeout=20)
+    runs.close()
 
 
 def test_the_sweep_leaves_running_runs_and_strangers_alone(runs, work, clock, tmp_path):
