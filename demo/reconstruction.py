@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,7 @@ from streamvggt import (
 )
 
 from .engine import Engine, Moved
-from .run import CORRECTIONS, Run, chunk_path, prediction_path
+from .run import Run, chunk_path, corrections_path, edition_folder, prediction_path
 from .settings import RunSettings
 
 PERCENTILES = range(0, 101, 5)
@@ -60,16 +61,16 @@ def reconstruct(run: Run, engine: Engine) -> str | None:
 
 
 class _Chunks:
-    """Writes the chunks of a run one after the other: a place is in that of the first frame that sees it."""
+    """Writes the chunks of an edition one after the other: a place is in that of the first frame that sees it."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._thinning = run, run.settings.thinning()
+    def __init__(self, run: Run, edition: int = 0) -> None:
+        self._run, self._edition, self._thinning = run, edition, run.settings.thinning()
         self._sample, self._num_points = np.empty(0, np.float32), 0
 
     def write(self, index: int, prediction: FramePrediction) -> dict[str, Any]:
         """Write the next one and return what it changes in the statistics of the manifest."""
         cloud = self._thinning.new_points(frame_cloud(prediction, self._run.settings), prediction)
-        write_atomically(chunk_path(self._run.folder, index), frame_glb_bytes(prediction, cloud))
+        write_atomically(chunk_path(self._run.folder, index, self._edition), frame_glb_bytes(prediction, cloud))
         self._num_points += len(cloud)
         confidence = cloud.confidence[:: len(cloud) // _SAMPLE + 1]
         self._sample = np.concatenate([self._sample, confidence])[-50 * _SAMPLE :]
@@ -86,28 +87,39 @@ def _frames(run: Run) -> Iterator[Frame]:
 
 
 def _move(run: Run, corrections: Sequence[Similarity]) -> None:
-    """Bring scene and files of a run to where the predictions belong by now; those on disk stay as they came."""
-    parts = {name: np.array([getattr(move, name) for move in corrections]) for name in _PARTS}
-    buffer = io.BytesIO()
-    np.savez(buffer, **parts)
-    write_atomically(run.folder / CORRECTIONS, buffer.getvalue())
-    chunks, stats = _Chunks(run), {}
-    for index in range(run.count):
-        prediction = move_prediction(read_prediction(prediction_path(run.folder, index)), corrections[index])
-        stats = chunks.write(index, prediction)
+    """Bring scene and files of a run to where the predictions belong by now; those on disk stay as they came.
+
+    The former edition stays whole and is shown until this one is complete.
+    """
+    former, edition = run.edition, run.edition + 1
+    try:
+        chunks, stats = _Chunks(run, edition), {}
+        for index in range(run.count):
+            prediction = move_prediction(read_prediction(prediction_path(run.folder, index)), corrections[index])
+            stats = chunks.write(index, prediction)
+        _write_corrections(corrections_path(run.folder, edition), corrections)
+    except BaseException:
+        shutil.rmtree(edition_folder(run.folder, edition), ignore_errors=True)
+        raise
     run.renewed(**stats)
+    shutil.rmtree(edition_folder(run.folder, former), ignore_errors=True)
     run.notice("Places were seen again: scene and files follow the corrected path.")
 
 
 _PARTS = ("scale", "rotation", "translation")
 
 
-def read_corrections(folder: Path) -> list[Similarity] | None:
+def _write_corrections(path: Path, corrections: Sequence[Similarity]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.array([getattr(move, name) for move in corrections]) for name in _PARTS})
+    write_atomically(path, buffer.getvalue())
+
+
+def read_corrections(folder: Path, edition: int) -> list[Similarity] | None:
     """Read where the predictions of a run belong, None where they are there already."""
-    path = folder / CORRECTIONS
-    if not path.is_file():
+    if not edition:
         return None
-    with np.load(path, allow_pickle=False) as archive:
+    with np.load(corrections_path(folder, edition), allow_pickle=False) as archive:
         scales, rotations, translations = (archive[name] for name in _PARTS)
     return [Similarity(float(scale), *pose) for scale, *pose in zip(scales, rotations, translations, strict=True)]
 

@@ -84,7 +84,7 @@ class Predictions:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.settings = RunSettings(**manifest["settings"])
         self.paths = [prediction_path(folder, index) for index in range(manifest["count"])]
-        self._corrections = read_corrections(folder)
+        self._corrections = read_corrections(folder, manifest["edition"])
 
     def read(self, path: Path, fields: Collection[str] = FIELDS) -> FramePrediction:
         """Read one of ``paths`` as it is known at the end of the run, or some fields of it."""

@@ -40,10 +40,7 @@ def run_routes(runs: Runs) -> list[Route]:
 
     async def manifest(request: Request) -> Response:
         run_id = request.path_params["run"]
-        try:
-            version = int(request.query_params.get("version", -1))
-        except ValueError:
-            return _refusal(400, "version must be a whole number.")
+        version = _whole_number(request, "version", -1)
         poll = asyncio.ensure_future(runs.newer_manifest(run_id, version, viewer_of(request)))
         gone = asyncio.ensure_future(_disconnected(request))
         await asyncio.wait((poll, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -55,9 +52,10 @@ def run_routes(runs: Runs) -> list[Route]:
 
     async def chunk(request: Request) -> Response:
         run_id, index = request.path_params["run"], request.path_params["index"]
+        path = chunk_path(runs.find(run_id), index, _whole_number(request, "edition", 0))
         # The id of an example outlives a change of the example.
         headers = _CHECKED if EXAMPLE_ID.fullmatch(run_id) else _FOREVER
-        return _file(chunk_path(runs.find(run_id), index), "model/gltf-binary", headers)
+        return _file(path, "model/gltf-binary", headers)
 
     async def download(request: Request) -> Response:
         run_id, result = request.path_params["run"], request.path_params["format"]
@@ -105,6 +103,13 @@ def viewer_of(request: HTTPConnection) -> str:
 def address_of(request: HTTPConnection) -> str:
     """Return the address that a request comes from, as far as it is known."""
     return request.client.host if request.client else ""
+
+
+def _whole_number(request: Request, name: str, default: int) -> int:
+    try:
+        return int(request.query_params.get(name, default))
+    except ValueError as error:
+        raise InputError(f"{name} must be a whole number.") from error
 
 
 async def _disconnected(request: Request) -> None:

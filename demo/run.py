@@ -19,7 +19,6 @@ from .watchers import Watchers
 
 FINISHED = ("done", "stopped", "failed")
 MANIFEST, CHUNKS, PREDICTIONS, RESULTS = "manifest.json", "chunks", "predictions", "results"
-CORRECTIONS = "corrections.npz"
 
 DOWNLOADS = (
     {"format": "glb", "name": "scene.glb", "label": "GLB: points and cameras, for 3D viewers"},
@@ -206,8 +205,12 @@ class Run:
         Args:
             stats: those that changed.
         """
-        manifest = self.manifest
-        self.update(edition=manifest["edition"] + 1, stats={**manifest["stats"], **stats})
+        self.update(edition=self.edition + 1, stats={**self.manifest["stats"], **stats})
+
+    @property
+    def edition(self) -> int:
+        """How often all chunks were written anew."""
+        return self._manifest["edition"]
 
     @property
     def count(self) -> int:
@@ -247,9 +250,19 @@ class Run:
         return " ".join([*filter(None, [message]), *self._notes])
 
 
-def chunk_path(folder: Path, index: int) -> Path:
+def edition_folder(folder: Path, edition: int) -> Path:
+    """Return where the chunks of an edition lie, and the corrections that they follow."""
+    return folder / (f"{CHUNKS}-{edition}" if edition else CHUNKS)
+
+
+def chunk_path(folder: Path, index: int, edition: int = 0) -> Path:
     """Return where the chunk of a frame lies."""
-    return folder / CHUNKS / f"{index:06d}.glb"
+    return edition_folder(folder, edition) / f"{index:06d}.glb"
+
+
+def corrections_path(folder: Path, edition: int) -> Path:
+    """Return where the corrections that an edition follows lie; the first one follows none."""
+    return edition_folder(folder, edition) / "corrections.npz"
 
 
 def prediction_path(folder: Path, index: int) -> Path:

@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import os
+import time
 import zipfile
 from contextlib import contextmanager
 
@@ -18,12 +20,24 @@ from PIL import Image
 from runs import TINY, Clock, Still, files_in, make_runs, run_async, wait_for, wait_for_end, write_video
 
 from demo import handlers, reconstruction
-from demo.engine import Engine
+from demo.engine import Engine, Moved, Step
+from demo.folders import uploads_of
 from demo.inputs import InputError
 from demo.reconstruction import read_prediction, reconstruct
 from demo.results import MOST_POINTS, NotReadyError, result_path
+from demo.run import chunk_path
 from demo.settings import MEMORIES, MODELS, Limits, RunSettings, SettingsError
-from streamvggt import Frame, LongSession, StreamSession, invert_pose, load_model, move_prediction, npz_bytes
+from streamvggt import (
+    Frame,
+    LongSession,
+    Similarity,
+    StreamSession,
+    invert_pose,
+    load_model,
+    move_prediction,
+    npz_bytes,
+    write_atomically,
+)
 from streamvggt.metrics import trajectory_metrics
 
 TINY_VALUES = TINY.to_json()
@@ -120,6 +134,48 @@ def test_servers_that_run_at_once_have_folders_of_their_own_and_the_next_one_fin
     assert third.folder == first.folder
     second.close()
     third.close()
+
+
+def test_what_a_server_that_is_gone_left_is_deleted_by_another_and_what_one_that_runs_has_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("STREAMVGGT_RUNS", str(tmp_path))
+    monkeypatch.setattr("demo.jobs._TIDY_EVERY_S", 1e6)
+    limits = Limits(keep_s=1000, keep_bytes=10_000)
+    first, gone, running = (handlers.open_runs(None, limits) for _ in range(3))
+    now = time.time()
+    ages_s = {"old": 2000, "young": 20, "oldest": 30}
+    for runs in (first, gone, running):
+        write_atomically(uploads_of(runs.folder) / "x" / "0" / "clip.mp4", b"sent")
+        for name, age_s in ages_s.items():
+            folder = runs.folder / name.ljust(22, "-")
+            write_atomically(folder / "chunks" / "000000.glb", bytes(3000))
+            os.utime(folder, (now - age_s, now - age_s))
+    gone.close()
+    first.tidy()
+    first.close()
+    running.close()
+    left = {runs: sorted(path.name.strip("-") for path in runs.folder.iterdir()) for runs in (first, gone, running)}
+    # Four young ones of 3,000 bytes are too many: the oldest of one folder goes.
+    assert sorted([left[first], left[gone]], key=len) == [["young"], ["oldest", "young"]]
+    assert left[running] == ["old", "oldest", "young"]
+    assert not uploads_of(gone.folder).exists()
+    assert files_in(uploads_of(first.folder)) == files_in(uploads_of(running.folder)) == ["x/0/clip.mp4"]
+
+
+def test_a_place_where_runs_cannot_be_kept_says_what_to_set(monkeypatch, tmp_path):
+    def belongs_to_another(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{folder}.lock")
+
+    place = tmp_path / "place"
+    monkeypatch.setenv("STREAMVGGT_RUNS", str(place))
+    with monkeypatch.context() as patch:
+        patch.setattr("demo.handlers.lock_folder", belongs_to_another)
+        with pytest.raises(OSError, match=r"place: .*Permission denied.* Set STREAMVGGT_RUNS to a folder"):
+            handlers.open_runs(None)
+    place.joinpath("1").rmdir()
+    place.rmdir()
+    place.write_text("a file")
+    with pytest.raises(OSError, match="Set STREAMVGGT_RUNS to a folder"):
+        handlers.open_runs(None)
 
 
 def test_the_width_is_that_of_the_frames(runs, video):
@@ -475,20 +531,70 @@ def test_scene_and_files_of_a_long_run_follow_the_corrected_poses_also_of_one_th
     with np.load(result((manifest, folder), "npz")) as archive:
         poses, depth = archive["extrinsics"], archive["depth"]
     assert error_of(poses) < error_of(came) / 2
-    corrections = reconstruction.read_corrections(folder)
+    corrections = reconstruction.read_corrections(folder, edition=1)
     moved = [move_prediction(said, move) for said, move in zip(predictions(folder), corrections, strict=True)]
     np.testing.assert_array_equal(depth, [said.depth for said in moved])
     trajectory = file_interface.read_tum_trajectory_file(result((manifest, folder), "tum"))
     np.testing.assert_allclose(trajectory.positions_xyz, invert_pose(poses.astype(np.float64))[..., 3], atol=1e-4)
-    cameras = [node for node in gltf(folder / "chunks" / f"{LONG_WALK - 1:06d}.glb").nodes if node.camera is not None]
+    cameras = [node for node in gltf(chunk_path(folder, LONG_WALK - 1, edition=1)).nodes if node.camera is not None]
     (matrix,) = (np.array(node.matrix).reshape(4, 4).T for node in cameras)
     centre = invert_pose(poses[-1].astype(np.float64))[:, 3]
     np.testing.assert_allclose(matrix[:3, 3], centre * (1, -1, -1), atol=1e-4)
     assert manifest["stats"]["points"] == num_points(result((manifest, folder), "glb"))
+    assert not chunk_path(folder, 0).parent.exists()  # those of the former edition
+
+
+class Corrects:
+    """An engine of six frames whose scene doubles at the end; ``at_end`` is called before it does."""
+
+    def __init__(self, at_end):
+        self.at_end = at_end
+
+    def stream(self, frames, settings, notice):
+        session = StreamSession(load_model("tiny"), size=56)
+        for frame in np.random.default_rng(0).integers(0, 256, (6, 56, 56, 3), np.uint8):
+            yield Step(session.step(frame), 1)
+        self.at_end()
+        yield Moved([Similarity(2.0, np.eye(3), np.ones(3))] * 6)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_correction_that_fails_half_way_leaves_scene_and_files_as_they_were(tmp_path, monkeypatch, error):
+    before = {}
+
+    def fails_at_the_third(path, data):
+        write_atomically(path, data)
+        if path.suffix == ".glb":
+            rewritten.append(path)
+        if len(rewritten) == 3:
+            raise OSError(error, "broken")
+
+    def at_end():
+        before.update({name: (folder / name).read_bytes() for name in files_in(folder) if name.startswith("chunks")})
+        monkeypatch.setattr("demo.reconstruction.write_atomically", fails_at_the_third)
+
+    rewritten = []
+    runs = make_runs(tmp_path, lambda run: reconstruct(run, Corrects(at_end)))
+    folder = runs.folder
+    run_id = runs.start(Still(), LONG)
+    folder /= run_id
+    manifest = wait_for_end(runs, run_id)
+    runs.close()
+    assert (manifest["status"], manifest["count"], manifest["edition"], len(rewritten)) == ("stopped", 6, 0, 3)
+    assert {name: (folder / name).read_bytes() for name in files_in(folder) if name.startswith("chunks")} == before
+    assert sorted(path.name for path in folder.iterdir()) == ["chunks", "manifest.json"] + ["predictions"] * (
+        error != errno.ENOSPC
+    )
+    if error == errno.ENOSPC:  # the files are given up for the room
+        assert runs.manifest(run_id)["downloads"] == []
+        return
+    trajectory = file_interface.read_tum_trajectory_file(result((manifest, folder), "tum"))
+    shown = invert_pose(np.stack([said.extrinsics for said in predictions(folder)]).astype(np.float64))[..., 3]
+    np.testing.assert_allclose(trajectory.positions_xyz, shown, atol=1e-5)
 
 
 def test_without_a_place_that_is_seen_again_a_long_run_stays_as_it_came(runs, walk):
     settings = RunSettings(**TINY_VALUES | {"long": True})
     manifest = wait_for_end(runs, handlers.start_images(runs, walk, settings))
     assert (manifest["status"], manifest["edition"]) == ("done", 0)
-    assert not (runs.find(manifest["run"]) / "corrections.npz").exists()
+    assert not [name for name in files_in(runs.find(manifest["run"])) if "corrections" in name]

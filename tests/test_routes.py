@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from demo.live import LiveCamera
 from demo.routes import run_routes
+from demo.run import chunk_path
 from demo.settings import Limits
 
 LIMITS = Limits(live_jpeg_bytes=20_000)
@@ -111,6 +112,17 @@ def test_a_chunk_may_be_kept_for_ever(runs, work, web):
     assert answer.content == b"glTF and so on"
     assert answer.headers["content-type"] == "model/gltf-binary"
     assert "immutable" in answer.headers["cache-control"]
+
+
+def test_a_chunk_is_that_of_the_edition_that_was_asked_for(runs, work, web):
+    run_id = finished(runs, work)
+    newer = chunk_path(runs.find(run_id), 0, edition=1)
+    newer.parent.mkdir()
+    newer.write_bytes(b"glTF at its corrected place")
+    path = f"/runs/{run_id}/chunks/0.glb"
+    assert [web.get(path + query).content for query in ("", "?edition=0")] == [b"glTF and so on"] * 2
+    assert web.get(f"{path}?edition=1").content == b"glTF at its corrected place"
+    assert [web.get(f"{path}?edition={edition}").status_code for edition in ("2", "-1", "new")] == [404, 404, 400]
 
 
 @pytest.mark.parametrize(
