@@ -233,14 +233,16 @@ class KeyDiversity:
 
     def __call__(self, tokens: LayerTokens) -> Tensor:
         """Score tokens by the negative cosine to the mean direction."""
-        mean = normalize(tokens.keys[:, :, tokens.special :].float(), dim=-1).sum(2)
-        mean = normalize(mean + _sum_of_directions(tokens), dim=-1)[..., None]
-        cosines = [(keys @ mean.to(keys.dtype))[..., 0].float() / _lengths(keys) for keys in tokens.key_blocks()]
-        return -torch.cat(cosines, dim=2)
+        held, lengths = _sum_of_directions(tokens)
+        coming = normalize(tokens.keys[:, :, tokens.special :].float(), dim=-1).sum(2)
+        mean = normalize(coming + held, dim=-1)[:, :, None]
+        # A row times keys as columns; the other way round takes a CPU twice as long.
+        products = [(mean.to(keys.dtype) @ keys.mT)[:, :, 0].float() for keys in tokens.key_blocks()]
+        return -torch.cat(products, dim=2) / lengths
 
     def likeness(self, tokens: LayerTokens) -> Tensor:
         """Say how alike the keys that may go are, from 0 to 1: their mean cosine to one another, over all heads."""
-        mean = _sum_of_directions(tokens) / tokens.candidates.sum(2, keepdim=True)
+        mean = _sum_of_directions(tokens)[0] / tokens.candidates.sum(2, keepdim=True)
         return mean.square().sum(-1).mean()
 
     def shares(self, likeness: Sequence[float]) -> list[float]:
@@ -365,18 +367,15 @@ class TokenBudget(CachePolicy):
         return budgets
 
 
-def _sum_of_directions(tokens: LayerTokens) -> Tensor:
-    """Add up the directions of the keys that may go, ``[B, heads, D]``."""
-    total, start = torch.zeros(()), 0
+def _sum_of_directions(tokens: LayerTokens) -> tuple[Tensor, Tensor]:
+    """Add up the directions of the keys that may go, ``[B, heads, D]``; beside it lengths of all, ``[B, heads, n]``."""
+    total, lengths, start = torch.zeros(()), [], 0
     for keys in tokens.key_blocks():
-        weight = tokens.candidates[:, :, start : start + keys.shape[2]] / _lengths(keys)
+        lengths.append(torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32).clamp_min(1e-12))
+        weight = tokens.candidates[:, :, start : start + keys.shape[2]] / lengths[-1]
         total = total.to(keys.device) + (weight.to(keys.dtype)[:, :, None] @ keys)[:, :, 0].float()
         start += keys.shape[2]
-    return total
-
-
-def _lengths(keys: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32).clamp_min(1e-12)
+    return total, torch.cat(lengths, dim=2)
 
 
 def _farthest_first(likeness: Tensor, chosen: Iterable[int], candidates: Iterable[int], count: int) -> list[int]:
