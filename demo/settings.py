@@ -116,7 +116,7 @@ class RunSettings:
     max_frames: int = 60
     width_px: int = 0
     model: str = "small"
-    memory: str = "window"
+    memory: str = "tokens"
     compress: bool = False
     long: bool = False
     geometry: Literal["depth", "points"] = "depth"

@@ -199,7 +199,7 @@ def _public_endpoint(runs: Runs, video: gr.Video, controls: list[gr.components.C
         max_frames: int = 60,
         width_px: int = 0,
         model: str = "small",
-        memory: str = "window",
+        memory: str = "tokens",
         compress: bool = False,
         long: bool = False,
         geometry: str = "depth",
