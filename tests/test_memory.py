@@ -872,7 +872,7 @@ def test_counts_of_keyframes_are_checked(counts, told):
         Keyframes(*counts)
 
 
-@pytest.mark.parametrize("whole", [np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, torch.tensor], ids=["int64", "uint8", "tensor"])
 def test_whole_numbers_of_numpy_and_torch_are_counts(whole):
     for got, want in (
         (AnchorWindow(whole(1), whole(4)), AnchorWindow(1, 4)),
