@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -260,7 +262,10 @@ def main() -> None:
             results[name][title], answer = run(model, walk, row, whole.get(title))
             whole.setdefault(title, answer)  # the first row keeps everything
         print(name, json.dumps(results[name]), flush=True)
-    head = f"`python benchmarks/policies.py`, `{args.model}`, {args.width} pixels wide, CPU, float32.\n\n{__doc__}\n"
+    head = (
+        f"# What a bounded memory costs\n\n    {shlex.join(['python', 'benchmarks/policies.py', *sys.argv[1:]])}\n\n"
+        f"`{args.model}`, {args.width} pixels wide, CPU, float32.\n\n{__doc__}\n"
+    )
     columns = (
         f"Columns of walks: {' / '.join(MEASURES)} (lower is better; ATE and cloud in metres). Frames held, MiB and\n"
         "CPU time (median of the second half) are those of the first walk; the last two columns are of all walks.\n\n"
