@@ -264,8 +264,9 @@ class LongSession:
                 coming.session = coming.session or self._begin(self._session.policy)
                 again = coming.session.step_many(frames)
             said = self._session.step_many(frames)
-        except BaseException:
-            if in_overlap:  # the coming sub-map may have seen frames that the stream has not
+        except BaseException as error:
+            # A frame that is refused was seen by none; else the coming sub-map may have seen what the stream has not.
+            if again or (in_overlap and not isinstance(error, ValueError)):
                 self._next = _Coming()
             raise
         submap, first = self._atlas.newest, self.num_frames
