@@ -8,7 +8,6 @@ concatenated, shifted or rotated again.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,8 +20,6 @@ from .policies import CachePolicy
 from .stores import NativeStore, Store
 
 _SAME_FRAME = 1e-3  # distance of prototypes, which have length 1
-
-logger = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
@@ -47,7 +44,6 @@ class Slots:
 
     def __init__(self, policy: CachePolicy) -> None:
         self.policy = policy
-        self.fallback: CachePolicy | None = None  # takes over from a policy without a capacity when it holds as much
         self.frames: list[int] = []  # frame number by slot
         self.prototypes: dict[int, Tensor] = {}  # of held frames, [B, E], by frame number
         self.num_frames = 0  # frames seen so far
@@ -63,8 +59,6 @@ class Slots:
     @property
     def capacity(self) -> int | None:
         """The most frames held at once."""
-        if self.policy.capacity is None and self.fallback is not None:
-            return self.fallback.capacity
         return self.policy.capacity
 
     def begin(self, num_frames: int) -> None:
@@ -145,13 +139,6 @@ class Slots:
         """Name the frame that makes room for the last of ``frames``, or None if there is room."""
         if self.capacity is None or len(frames) <= self.capacity:
             return None
-        if self.policy.capacity is None and self.fallback is not None:
-            logger.warning(
-                "the memory of this stream is full after %d frames; from here on it keeps those that differ: %s",
-                frames[-1],
-                self.fallback,
-            )
-            self.policy, self.fallback = self.fallback, None
         [victim] = set(frames) - _kept(self.policy, frames, prototypes)
         return victim
 

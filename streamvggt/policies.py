@@ -92,7 +92,8 @@ def too_little_room(policy: CachePolicy, costs: Costs, frames: int) -> ValueErro
 class KeepAll(CachePolicy):
     """Keep every frame: exact, with memory and time that grow with the stream.
 
-    With a limit of memory, a stream that reaches it goes on as :class:`Keyframes`, and says so once.
+    With a limit of memory, a stream that reaches it goes on as :class:`TokenBudget`, and says so once; with
+    ``compile=True``, which single tokens do not allow, as :class:`Keyframes`.
     """
 
     @property
@@ -286,7 +287,8 @@ class TokenBudget(CachePolicy):
             fewer than asked for where memory is short. None fills the memory of the stream, or holds as many as 24
             frames have where no limit was given.
         score: says which tokens are worth most.
-        frames: of which tokens are held, 2 to 32,767; None for four times as many as would fit whole.
+        frames: of which tokens are held, 2 to 32,767; None for four times as many as would fit whole, or fewer where
+            the memory must also hold large features of each for point tracks.
     """
 
     tokens: int | None = None
@@ -321,15 +323,17 @@ class TokenBudget(CachePolicy):
 
     def fit(self, costs: Costs) -> TokenBudget:
         """Hold fewer tokens where memory is short; fill it where the number is open."""
-        whole, asked = costs.tokens, self.tokens
+        whole, asked, spread = costs.tokens, self.tokens, _SPREAD
         if costs.room is None:
             tokens = DEFAULT_FRAMES * whole if asked is None else asked
         else:
-            spread = _SPREAD if self.frames is None else 0
+            of_frame = whole * (costs.token + costs.label)
+            # Features of point tracks, which no single token has, are not to take more than tokens.
+            spread = max(1, min(spread, of_frame // costs.frame))
             room = costs.room - (self.frames or 0) * costs.frame
-            most = whole * room // (whole * (costs.token + costs.label) + spread * costs.frame)
+            most = whole * room // (of_frame + (spread if self.frames is None else 0) * costs.frame)
             tokens = most if asked is None else min(asked, most)
-        frames = _SPREAD * tokens // whole if self.frames is None else self.frames
+        frames = spread * tokens // whole if self.frames is None else self.frames
         # The first and the newest frame stay whole, and of the others the special tokens.
         frames = min(frames, 2 + (tokens - 2 * whole) // costs.special, _MOST_FRAMES)
         if frames < 2:

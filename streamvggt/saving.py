@@ -25,7 +25,7 @@ from .state import StreamState, TrackQuery
 from .static import require_compiler
 from .tokens import TokenCache
 
-_VERSION = 2  # of what is packed
+_VERSION = 3  # of what is packed
 _FORMATS = {
     "StreamSession": f"streamvggt session {_VERSION}",
     "LongSession": f"streamvggt long session {_VERSION}",
@@ -125,7 +125,7 @@ def pack_state(state: StreamState) -> tuple[Tensors, Facts]:
     facts = {
         "asked": _rule_facts(state.asked_policy),
         "policy": _rule_facts(state.slots.policy),
-        "fallback": None if state.slots.fallback is None else _rule_facts(state.slots.fallback),
+        "full": state.full,
         "memory": state.memory,
         "storage": state.storage,
         "camera_cache": state.camera_cache,
@@ -158,10 +158,9 @@ def unpack_state(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor])
     options = {name: facts[name] for name in ("storage", "camera_cache", "memory")}
     compiled = facts["compile"] and _can_compile(model)
     state = model.new_state(_rule(facts["asked"]), compile=compiled, **options)
-    slots = state.slots
+    state.start(_rule(facts["policy"]))
+    state.full, slots = facts["full"], state.slots
     slots.frames, slots.num_frames = list(facts["frames"]), facts["num_frames"]
-    slots.policy = _rule(facts["policy"])
-    slots.fallback = None if facts["fallback"] is None else _rule(facts["fallback"])
     slots.prototypes = {frame: tensors[f"prototype.{frame}"] for frame in slots.frames}
     state.input_shape = None if facts["shape"] is None else tuple(facts["shape"])
     state.key_bytes = facts["key_bytes"]

@@ -53,7 +53,8 @@ class StreamSession:
             bfloat16.
         memory: what the stream may remember, in bytes or as text such as "2GB" (of 1000) or "512MiB" (of 1024); it is
             never passed. Where the policy asks for more, fewer frames are held; :class:`KeepAll` goes on as
-            :class:`Keyframes` when it is full, with one warning. None sets no limit.
+            :class:`TokenBudget` when it is full, with one warning (with ``compile`` as :class:`Keyframes`). None sets
+            no limit.
         size: width in pixels to which frames are resized, a multiple of the patch size (see
             :func:`streamvggt.preprocess`); None takes ``model.config.image_size``.
         dtype: precision of encoder and aggregator, by autocast; the heads stay in float32. None takes bfloat16 (on old
@@ -113,7 +114,10 @@ class StreamSession:
 
     @property
     def policy(self) -> CachePolicy:
-        """Which frames are kept: what was asked for, with counts that the memory has room for."""
+        """Which frames are kept: what was asked for, with counts that the memory has room for.
+
+        :class:`KeepAll` until its memory is full, and after that what took over.
+        """
         return self._state.policy
 
     def set_policy(self, policy: CachePolicy, *, memory: int | str | None = None) -> None:

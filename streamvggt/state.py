@@ -100,7 +100,7 @@ class StreamState:
 
     def reset(self) -> None:
         """Forget the streams: the next frame is the first of new ones, with the policy and memory asked for."""
-        self.slots = Slots(self._asked)
+        self.start(self._bounded(self._asked))
         self.tracks = TrackMemory()
         self.matches = MatchMemory()
         self.input_shape: tuple[int, int, int] | None = None  # B, H, W of the first call
@@ -108,9 +108,11 @@ class StreamState:
         self._queries = 0  # frames on which points were named, those of the coming call among them
         self._queries_fitted = 0  # those that the policy leaves room for; a call that failed leaves more than there are
         self._coming_shape = (0, 0, 0)
-        self._make_caches()
 
-    def _make_caches(self) -> None:
+    def start(self, policy: CachePolicy) -> None:
+        """Hold nothing, in caches as ``policy`` needs them."""
+        self.slots = Slots(policy)
+        self.full = False  # whether a policy without a limit has reached the memory
         rounds, depth = self.config.camera_iterations, self.config.camera_depth
         per_iteration = self.camera_cache == "per_iteration"
         # The first block chooses the slots, in Python, and keeps a cache that is written so.
@@ -130,8 +132,11 @@ class StreamState:
 
     @property
     def policy(self) -> CachePolicy:
-        """Which frames are kept: what was asked for, with counts that the memory has room for."""
-        return self.slots.policy
+        """Which frames are kept: what was asked for, with counts that the memory has room for.
+
+        A policy without a limit is named until the memory is full, and after that the one that took over.
+        """
+        return self._asked if self._asked.capacity is None and not self.full else self.slots.policy
 
     @property
     def compiled(self) -> bool:
@@ -202,12 +207,9 @@ class StreamState:
         self._coming_shape = shape
         self._queries = len(self.tracks.queries) + queries
         if self.num_frames == 0:
-            self.slots = Slots(self._asked)  # a call that failed may have left buffers of another size
-            self._make_caches()
+            self.start(self._bounded(self._asked))  # a call that failed may have left buffers of another size
         elif queries and self._memory is not None and self._queries > self._queries_fitted:
-            # What took over from a policy without a limit stays.
-            took_over = self._asked.capacity is None and self.slots.policy.capacity is not None
-            self._apply(self.slots.policy if took_over else self._asked)
+            self._apply(self._asked)
         taken = min(num_frames, self._frames_before_sharing() or num_frames)
         self.slots.begin(taken)
         return taken
@@ -237,7 +239,7 @@ class StreamState:
         except BaseException:
             self._memory = before
             raise
-        self._asked = policy
+        self._asked, self.full = policy, False
         if not self.num_frames:
             self.reset()
 
@@ -272,8 +274,9 @@ class StreamState:
         """Choose the frames to hold by the keys of the first block, for all caches, and attend in it."""
         if self.num_frames == 0:
             self.key_bytes = k.element_size()
-            self.slots.policy, self.slots.fallback = self._fitted(self._asked)
+            self.slots.policy = self._fitted(self._asked)
             self._queries_fitted = self._queries
+        self._tell_when_full(coming=k.shape[2])
         self.slots.choose(frame_prototypes(k, self.config.special_tokens))
         if self._static is not None and self.slots.capacity is not None:
             self._static.update(self.slots.plan, self.slots.capacity, k.device)
@@ -299,18 +302,22 @@ class StreamState:
             return None
         if self.num_frames == 0:
             return 1  # the first frame says how many tokens there are
-        tokens, special = thinned[0].frame_tokens, self.config.special_tokens
-        room = (policy.budget - max(cache.used for cache in thinned)) // tokens
+        room = self._frames_with_all_tokens(policy)
         if room > 0:
             return room
         shares = score.shares(torch.stack([cache.likeness(score) for cache in thinned]).tolist())
-        budgets = policy.layer_budgets(shares, tokens, special)
+        budgets = policy.layer_budgets(shares, thinned[0].frame_tokens, self.config.special_tokens)
         with self._irreversible():
             for cache, share in zip(thinned, budgets, strict=True):
                 cache.share = share
                 if cache.exceeds_capacity:
                     cache.select(range(len(self.slots.frames)))
         return None
+
+    def _frames_with_all_tokens(self, policy: TokenBudget) -> int:
+        """How many frames can come before tokens have to go; none, or less than that, once they have."""
+        tokens = self.config.tokens_per_frame(*self._coming_shape[1:])
+        return (policy.budget - max(cache.used for cache in self._thinned)) // tokens
 
     @contextmanager
     def _irreversible(self) -> Iterator[None]:
@@ -326,13 +333,13 @@ class StreamState:
     def _apply(self, policy: CachePolicy) -> None:
         """Hold what ``policy`` holds within the memory."""
         self.slots.check_settled()
-        fitted, fallback = self._fitted(policy)
+        fitted = self._fitted(policy)
         by_tokens, thinned = isinstance(fitted, TokenBudget), self._thinned
         slots = set(range(len(self.slots.frames)))
         if thinned and not by_tokens:
             # Frames of which tokens have gone are of no use to a policy of whole frames.
             slots = set.intersection(*(cache.whole() for cache in thinned))
-        kept = self.slots.kept(fallback or fitted, slots)  # the last thing that may be refused
+        kept = self.slots.kept(fitted, slots)  # the last thing that may be refused
         with self._irreversible():
             if thinned and not by_tokens:
                 self._hold(kept, always=True)
@@ -341,7 +348,7 @@ class StreamState:
             if fitted != self.slots.policy:
                 for cache in thinned:
                     cache.share = None  # until tokens have to go again
-            self.slots.policy, self.slots.fallback = fitted, fallback
+            self.slots.policy = fitted
             self._hold(kept)
             if by_tokens and not thinned:
                 for layer, whole in enumerate(self._blocks):
@@ -358,15 +365,37 @@ class StreamState:
         self.slots.select(slots)
         self.tracks.features = {i: levels for i, levels in self.tracks.features.items() if i in self.slots.frames}
 
-    def _fitted(self, policy: CachePolicy) -> tuple[CachePolicy, CachePolicy | None]:
-        """A policy with counts that there is room for, and the one that takes over where it has no bound."""
-        costs = self._costs()
-        fitted, unlimited = policy.fit(costs), policy.fit(costs._replace(room=None))
-        if fitted.capacity is None and self._memory is not None:
-            return fitted, Keyframes().fit(costs)
-        if fitted.holds_less(unlimited):
+    def _bounded(self, policy: CachePolicy) -> CachePolicy:
+        """The policy that holds to the memory: one without a limit keeps everything just as long as this one does."""
+        if policy.capacity is not None or self._memory is None:
+            return policy
+        return TokenBudget() if self._static is None else Keyframes()
+
+    def _fitted(self, policy: CachePolicy) -> CachePolicy:
+        """What holds to the memory, with counts that there is room for."""
+        costs, bounded = self._costs(), self._bounded(policy)
+        fitted, unlimited = bounded.fit(costs), bounded.fit(costs._replace(room=None))
+        if bounded is policy and fitted.holds_less(unlimited):
             logger.warning("a memory of %s bytes has room for %s, not for %s", f"{self._memory:,}", fitted, unlimited)
-        return fitted, None
+        return fitted
+
+    def _tell_when_full(self, coming: int) -> None:
+        """Say once that the memory has no room for all of the coming frames, where a policy without a limit has one."""
+        policy = self.slots.policy
+        if self.full or policy.capacity is None or self._asked.capacity is not None:
+            return
+        if isinstance(policy, TokenBudget):
+            room, parts = self._frames_with_all_tokens(policy), "tokens"
+        else:
+            room, parts = policy.capacity - len(self.slots.frames), "whole frames"
+        if coming > room:
+            self.full = True
+            logger.warning(
+                "the memory of this stream is full after %d frames; from here on it keeps the %s that differ: %s",
+                self.num_frames + max(0, room),
+                parts,
+                policy,
+            )
 
     def _costs(self) -> Costs:
         """What frames of the size of these streams cost."""

@@ -1,6 +1,5 @@
 """What streams keep: every policy within its memory, and what it chooses against the rule written down naively."""
 
-import logging
 import math
 import signal
 import subprocess
@@ -126,9 +125,9 @@ def test_the_memory_is_never_passed_not_even_while_buffers_grow(tiny, policy, st
     assert ledger.now == state.allocated_bytes - state._other_bytes
     assert ledger.most + state._other_bytes <= memory
     assert len(state.held_frames) == min(state.policy.capacity or FRAMES, FRAMES)
-    if storage == "native" and not isinstance(policy, TokenBudget):
+    if storage == "native" and not isinstance(state.policy, TokenBudget):
         # Beside the frames there are descriptors, and room to make one of 4 buffers anew.
-        assert len(state.held_frames) == min(policy.capacity or FRAMES, {5: 3, 10: 7}[frames])
+        assert len(state.held_frames) == min(policy.capacity, {5: 3, 10: 7}[frames])
 
 
 @storages
@@ -644,20 +643,36 @@ def test_int8_halves_the_bytes_of_bfloat16():
 # --- limits and changes
 
 
-def test_keep_all_goes_on_as_keyframes_when_its_memory_is_full_and_says_so_once(tiny, caplog):
-    frame = tiny.config.cached_frame_bytes(*HW)
-    video = images(frames=14)
-    want, _ = stream(tiny, video[:, :7], tiny.new_state())
-    state = tiny.new_state(memory=10 * frame)
-    with caplog.at_level(logging.WARNING):
-        got, held = stream(tiny, video, state)
-    [message] = [record.getMessage() for record in caplog.records]
-    assert "full after 7 frames" in message
-    assert state.policy == Keyframes(1, 4, 2)
-    assert held[6] == tuple(range(7))
-    assert len(held[-1]) == 7
+@storages
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_keep_all_goes_on_as_a_token_budget_when_it_is_full(tiny, storage, streams, chunks, caplog, monkeypatch):
+    """Until then it says what it says without a limit, and from the start what the budget says; it warns once."""
+    video, frames = images(streams, 14), 14 if storage == "native" else 7
+    memory = frames * streams * tiny.config.cached_frame_bytes(*HW)
+    budgeted = tiny.new_state(TokenBudget(), storage=storage, memory=memory)
+    want, want_held = stream(tiny, video, budgeted, chunks)
+    full = budgeted.policy.tokens // 25
+    unlimited, _ = stream(tiny, video[:, :full], tiny.new_state(storage=storage))
+    caplog.clear()
+    ledger = Ledger(monkeypatch)
+    state = tiny.new_state(storage=storage, memory=memory)
+    policies = []
+    got, held = [], []
+    for chunk in video.split(chunks, dim=1):
+        got.append(tiny(chunk, state=state))
+        held.append(state.held_frames)
+        policies.append(state.policy)
+        assert state.allocated_bytes <= memory
+    assert 4 < full < 12 and held == want_held
+    assert policies == [KeepAll() if (t + 1) * chunks <= full else budgeted.policy for t in range(len(policies))]
     for name in DENSE:
-        assert torch.equal(got[name][:, :7], want[name]), name
+        joined = torch.cat([getattr(said, name) for said in got], dim=1)
+        assert torch.equal(joined, want[name]), name
+        assert relative_error(joined[:, :full], unlimited[name]) < (1e-5 if storage == "native" else 1e-2), name
+    [message] = [record.getMessage() for record in caplog.records]
+    assert f"full after {full} frames; from here on it keeps the tokens that differ: TokenBudget(" in message
+    assert ledger.most + state._other_bytes <= memory
 
 
 def test_what_a_policy_leaves_open_is_filled_by_the_memory(tiny, caplog):
@@ -702,7 +717,13 @@ def test_a_policy_can_be_changed_in_mid_stream(tiny):
     assert held[-1] == (0, 9, 10, 11, 12, 13, 14)
 
 
-CHANGES = [(AnchorWindow(1, 5), 6), (Keyframes(1, 3, 2), 6), (TokenBudget(103), None), (TokenBudget(60), None)]
+CHANGES = [
+    (AnchorWindow(1, 5), 6),
+    (Keyframes(1, 3, 2), 6),
+    (TokenBudget(103), None),
+    (TokenBudget(60), None),
+    (KeepAll(), None),  # which does not fit, and goes on as a token budget
+]
 
 
 @storages
@@ -716,16 +737,17 @@ def test_every_policy_can_follow_every_other(tiny, before, after, count, storage
     held = set(state.held_frames)
     state.set_policy(after, memory=memory)
     assert {0, 8} <= set(state.held_frames) <= held
-    if isinstance(before, TokenBudget) and not isinstance(after, TokenBudget):
+    if isinstance(before, TokenBudget) and count is not None:
         assert state.held_frames == (0, 8)  # the others are no longer whole
-    said, _ = stream(tiny, images(frames=9, seed=4), state)
+    said, _ = stream(tiny, images(frames=12, seed=4), state)
     assert said["depth"].isfinite().all()
     assert len(state.held_frames) == (count or min(state.policy.frames, len(state.held_frames)))
     assert ledger.now == state.allocated_bytes - state._other_bytes
     assert ledger.most + state._other_bytes <= memory
-    if isinstance(after, TokenBudget):
+    if count is None:
         assert all(cache.used == cache.budget for cache in state._blocks)
-        assert sum(cache.budget for cache in state._blocks) == 2 * after.tokens
+        assert sum(cache.budget for cache in state._blocks) == 2 * state.policy.tokens
+        assert state.policy.tokens == getattr(after, "tokens", state.policy.tokens)
 
 
 @storages
@@ -783,12 +805,12 @@ def test_a_change_that_cannot_be_is_refused_and_the_stream_goes_on(tiny):
 def test_points_that_are_named_after_the_memory_was_full_do_not_fill_it_again(tiny, caplog):
     state = tiny.new_state(memory=30 * tiny.config.cached_frame_bytes(*HW))
     stream(tiny, images(frames=24), state, chunks=24)
-    assert isinstance(state.policy, Keyframes)
+    assert isinstance(state.policy, TokenBudget)
     for seed in range(4):
         points = torch.tensor([[[10.0, 20.0]]]) if seed == 0 else None
         tiny(images(frames=1, seed=seed), state=state, query_points=points)
     assert caplog.text.count("is full after") == 1
-    assert isinstance(state.policy, Keyframes) and state.allocated_bytes <= state.memory
+    assert isinstance(state.policy, TokenBudget) and state.allocated_bytes <= state.memory
 
 
 def test_a_call_that_names_points_and_failed_can_be_repeated(tiny, monkeypatch):
@@ -901,17 +923,22 @@ def numbers(predictions):
 
 @storages
 @policies
-def test_a_resumed_stream_says_bit_for_bit_what_one_without_a_stop_says(tiny, policy, storage, tmp_path):
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_resumed_stream_says_bit_for_bit_what_one_without_a_stop_says(tiny, policy, storage, stop, tmp_path):
+    """The memory is full after four to six frames, so that what is kept changes before the stop or after it."""
     video = frames(10)
-    how = {"storage": storage, "size": 70, "memory": 10 * tiny.config.cached_frame_bytes(*HW)}
+    memory = (10 if storage == "native" else 5) * tiny.config.cached_frame_bytes(*HW)
+    how = {"storage": storage, "size": 70, "memory": memory}
     whole = StreamSession(tiny, policy, **how)
     want = numbers(whole.run(video))
     session = StreamSession(tiny, policy, **how)
-    got = numbers(session.run(video[:7]))
+    got = numbers(session.run(video[:stop]))
     session.save(tmp_path / "stream.safetensors")
     resumed = StreamSession.resume(tiny, tmp_path / "stream.safetensors")
-    assert (resumed.held_frames, resumed.nbytes) == (session.held_frames, session.nbytes)
-    got += numbers(resumed.run(video[7:]))
+    for attribute in ("held_frames", "nbytes", "policy"):
+        assert getattr(resumed, attribute) == getattr(session, attribute)
+    assert (session.policy == KeepAll()) == (policy == KeepAll() and stop == 3)
+    got += numbers(resumed.run(video[stop:]))
     assert (resumed.held_frames, resumed.policy, resumed.num_frames) == (whole.held_frames, whole.policy, 10)
     np.testing.assert_array_equal(np.stack(got), np.stack(want))
     assert [path.name for path in tmp_path.iterdir()] == ["stream.safetensors"]

@@ -82,10 +82,6 @@ def test_a_static_stream_follows_a_change_of_policy_and_a_reset(tiny, not_compil
 def test_without_a_limit_there_is_no_fixed_size(tiny, not_compiled):
     with pytest.raises(ValueError, match="sets no limit"):
         tiny.new_state(KeepAll(), compile=True)
-    limit = 6 * tiny.config.cached_frame_bytes(28, 28)
-    eager, fixed = tiny.new_state(memory=limit), tiny.new_state(memory=limit, compile=True)
-    assert_equal_streams(tiny, images(1, 9), 1, eager, fixed)
-    assert fixed.allocated_bytes <= limit
     state = tiny.new_state(AnchorWindow(1, 2), compile=True)
     tiny(images(1, 1), state=state)
     fresh = tiny.new_state(AnchorWindow(1, 2), compile=True)
@@ -97,19 +93,39 @@ def test_without_a_limit_there_is_no_fixed_size(tiny, not_compiled):
     assert tiny(images(1, 1), state=state).depth.isfinite().all()
 
 
+@pytest.mark.parametrize("chunks", [1, 9])
+def test_keep_all_in_caches_of_fixed_size_goes_on_as_keyframes(tiny, not_compiled, chunks, caplog):
+    limit, video = 8 * tiny.config.cached_frame_bytes(28, 28), images(1, 9)
+    eager, fixed = tiny.new_state(Keyframes(), memory=limit), tiny.new_state(memory=limit, compile=True)
+    policies = []
+    for chunk in video.split(chunks, dim=1):
+        assert_equal_streams(tiny, chunk, chunks, eager, fixed)
+        policies.append(fixed.policy)
+    held = eager.policy.capacity
+    assert 3 < held < 7 and fixed.allocated_bytes <= limit
+    assert policies == [KeepAll() if (t + 1) * chunks <= held else eager.policy for t in range(len(policies))]
+    [message] = [record.getMessage() for record in caplog.records if "is full" in record.getMessage()]
+    assert f"full after {held} frames; from here on it keeps the whole frames that differ: Keyframes(" in message
+
+
 def test_where_no_compiler_is_the_error_says_what_to_do(tiny, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and no-such-compiler is not there"):
         StreamSession(tiny, AnchorWindow(1, 2), compile=True)
 
 
-def test_a_compiled_stream_goes_on_where_no_compiler_is(tiny, not_compiled, monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("frames", [None, 4, 14], ids=["window", "full", "not yet full"])
+def test_a_compiled_stream_goes_on_where_no_compiler_is(tiny, not_compiled, frames, monkeypatch, tmp_path, caplog):
+    """With a window, and with all frames until the memory is full."""
     video = list(np.random.default_rng(0).integers(0, 256, (6, 28, 28, 3), dtype=np.uint8))
-    session = StreamSession(tiny, AnchorWindow(1, 2), size=28, compile=True)
+    memory = None if frames is None else frames * tiny.config.cached_frame_bytes(28, 28)
+    policy = AnchorWindow(1, 2) if frames is None else KeepAll()
+    session = StreamSession(tiny, policy, size=28, memory=memory, compile=True)
     want = [session.step(image).depth for image in video]
     session.reset()
     for image in video[:4]:
         session.step(image)
+    assert (session.policy == KeepAll()) == (frames == 14)
     session.save(tmp_path / "stream.safetensors")
     for compiler, warnings in ((None, 0), ("no-such-compiler", 1)):
         if compiler:
