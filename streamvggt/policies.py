@@ -134,11 +134,9 @@ class AnchorWindow(CachePolicy):
     def fit(self, costs: Costs) -> AnchorWindow:
         """Hold fewer recent frames where memory is short."""
         most = costs.whole_frames()
-        if most is None or self.capacity <= most:
-            return self
-        if most <= self.anchors:
+        if most is not None and most <= self.anchors:
             raise too_little_room(self, costs, self.anchors + 1)
-        return replace(self, recent=most - self.anchors)
+        return self if most is None else replace(self, recent=min(self.recent, most - self.anchors))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from torch import Tensor
 from .attention import Attend
 from .cache import KVCache, SharedRoundsCache, Slots, frame_prototypes
 from .config import StreamVGGTConfig
+from .costs import frame_costs
 from .layers import RunBlock, run_block
 from .matching import MatchMemory
 from .memory import byte_count
 from .policies import CachePolicy, Costs, KeyDiversity, Keyframes, TokenBudget, require_policy
 from .static import StaticCache, StaticPlan, require_fixed_size, run_compiled
 from .stores import Storage, new_store
-from .tokens import LABEL_BYTES, TokenCache
+from .tokens import TokenCache
 
 CameraCache = Literal["per_iteration", "shared"]
 
@@ -104,7 +105,7 @@ class StreamState:
         self.tracks = TrackMemory()
         self.matches = MatchMemory()
         self.input_shape: tuple[int, int, int] | None = None  # B, H, W of the first call
-        self.key_bytes: int | None = None  # of one number, once keys have been seen
+        self.key_bytes = 4  # of one number, as keys are seen to have
         self._queries = 0  # frames on which points were named, those of the coming call among them
         self._queries_fitted = 0  # those that the policy leaves room for; a call that failed leaves more than there are
         self._coming_shape = (0, 0, 0)
@@ -380,7 +381,7 @@ class StreamState:
         return fitted
 
     def _tell_when_full(self, coming: int) -> None:
-        """Say once that the memory has no room for all of the coming frames, where a policy without a limit has one."""
+        """Say once that the memory has no room for the coming frames, where all were to be kept."""
         policy = self.slots.policy
         if self.full or policy.capacity is None or self._asked.capacity is not None:
             return
@@ -399,39 +400,12 @@ class StreamState:
 
     def _costs(self) -> Costs:
         """What frames of the size of these streams cost."""
-        config, (b, height, width) = self.config, self.input_shape or self._coming_shape
-        tokens = config.tokens_per_frame(height, width)
-        key = config.embed_dim * (1 if self.storage == "int8" else self.key_bytes or 4)
-        # Scales in bfloat16: one for a value in each head, and one for each channel of a frame's keys.
-        value_scale, key_scales = (2 * config.num_heads, 2 * config.embed_dim) if self.storage == "int8" else (0, 0)
-        camera_key = 2 * config.embed_dim * self._head_bytes * config.camera_iterations
-        pyramid = self._pyramid_bytes(height, width) if self._queries else 0
-        # Descriptors of the last call stay until the next one succeeds.
-        descriptors = 0 if config.match_layer is None else 4 * (tokens - config.special_tokens) * config.match_dim * 4
-        room = None
-        if self._memory is not None:
-            room = self._memory - b * (descriptors + pyramid * (self._queries + 1))
-            if room < 0:
-                raise ValueError(
-                    f"a memory of {self._memory:,} bytes is too little: descriptors and features of point tracks "
-                    f"alone take {self._memory - room:,}; give it more"
-                )
-        # Beside all that is held, one buffer can be there twice: while it grows, or shrinks.
-        return Costs(
-            tokens=tokens,
-            special=config.special_tokens,
-            token=b * (key * (2 * config.depth + 1) + value_scale * config.depth),
-            label=b * LABEL_BYTES * config.num_heads * config.depth,
-            frame=b
-            * (camera_key * (2 * config.camera_depth + 1) + key_scales * config.depth + 4 * config.embed_dim + pyramid),
-            room=room,
+        return frame_costs(
+            self.config,
+            self.input_shape or self._coming_shape,
+            storage=self.storage,
+            key_bytes=self.key_bytes,
+            head_bytes=self._head_bytes,
+            queries=self._queries,
+            memory=self._memory,
         )
-
-    def _pyramid_bytes(self, height: int, width: int) -> int:
-        """Bytes of the features of one frame that point tracks need."""
-        track = self.config.track
-        if track is None:
-            return 0
-        h, w = height // track.stride, width // track.stride
-        pixels = sum((h >> level) * (w >> level) for level in range(track.correlation_levels))
-        return track.features * pixels * self._head_bytes

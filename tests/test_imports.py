@@ -20,6 +20,7 @@ LAYERS = [
         "policies",
         "stores",
         "cache",
+        "costs",
         "tokens",
         "static",
         "state",
@@ -46,10 +47,14 @@ PEERS = {
     ("heads.track", "heads.dense"),
     ("cache", "policies"),
     ("cache", "stores"),
+    ("costs", "policies"),
+    ("costs", "stores"),
+    ("costs", "tokens"),
     ("tokens", "cache"),
     ("tokens", "policies"),
     ("tokens", "stores"),
     ("state", "cache"),
+    ("state", "costs"),
     ("state", "static"),
     ("static", "cache"),
     ("static", "policies"),
@@ -79,7 +84,7 @@ PEERS = {
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
-NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "tokens", "static", "state", *(f"heads.{n}" for n in HEADS)}  # fmt: skip  # noqa: E501
+NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "costs", "tokens", "static", "state", *(f"heads.{n}" for n in HEADS)}  # fmt: skip  # noqa: E501
 HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy", "PIL", "tqdm"}
 
 
