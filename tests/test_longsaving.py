@@ -1,5 +1,6 @@
-"""Long sessions as files: what follows a stop is bit for bit what follows without one."""
+"""Sessions as files, long ones above all: what follows a stop is bit for bit what follows without one."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -102,18 +103,21 @@ def test_policies_memory_and_storage_of_a_long_stream_survive(tiny, policy, stor
     assert (resumed.held_frames, resumed.nbytes) == (whole.held_frames, whole.nbytes)
 
 
-def test_a_long_stream_goes_on_in_another_process_after_the_first_was_killed(tmp_path):
-    """Saved within an overlap; the first process takes two more frames that are lost, and is killed."""
+@pytest.mark.parametrize(
+    ("kind", "options"), [(StreamSession, {"storage": "int8", "size": 28}), (LongSession, CUT)], ids=["plain", "long"]
+)
+def test_a_stream_goes_on_in_another_process_after_the_first_was_killed(kind, options, tmp_path):
+    """Saved within an overlap of the long one; the first process takes three more frames, which are lost."""
     code = """
-import os, pathlib, signal, sys, numpy as np, streamvggt as sv
-path, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+import json, os, pathlib, signal, sys, numpy as np, streamvggt as sv
+path, out, kind, options = pathlib.Path(sys.argv[1]), sys.argv[2], getattr(sv, sys.argv[3]), json.loads(sys.argv[4])
 video = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 3), dtype=np.uint8)
 model = sv.load_model("tiny")
 if path.exists():
-    session = sv.LongSession.resume(model, path)
+    session = kind.resume(model, path)
     np.save(out, np.stack([session.step(image).depth for image in video[session.num_frames:]]))
 else:
-    session = sv.LongSession(model, length=8, overlap=3, size=28)
+    session = kind(model, **options)
     for i, image in enumerate(video):
         session.step(image)
         if i == 6:
@@ -121,9 +125,10 @@ else:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     paths = [str(tmp_path / name) for name in ("stream.safetensors", "depth.npy")]
-    run = [subprocess.run([sys.executable, "-c", code, *paths], capture_output=True) for _ in range(2)]
+    command = [sys.executable, "-c", code, *paths, kind.__name__, json.dumps(options)]
+    run = [subprocess.run(command, capture_output=True) for _ in range(2)]
     assert [result.returncode for result in run] == [-signal.SIGKILL, 0], run[1].stderr
-    session = LongSession(load_model("tiny"), **CUT)
+    session = kind(load_model("tiny"), **options)
     want = [session.step(image).depth for image in frames(10)]
     np.testing.assert_allclose(np.load(paths[1]), np.stack(want[7:]), rtol=1e-5)
 

@@ -1,9 +1,6 @@
 """What streams keep: every policy within its memory, and what it chooses against the rule written down naively."""
 
 import math
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -958,32 +955,6 @@ def test_points_are_followed_on_after_a_stop(tiny, tmp_path):
         np.testing.assert_array_equal(resumed.step(video[t]).tracks, want[t].tracks)
     resumed.set_policy(AnchorWindow(1, 1))
     assert resumed.held_frames == (0, 6)
-
-
-def test_a_stream_goes_on_in_another_process_after_the_first_was_killed(tmp_path):
-    """The first process saves, takes two more frames that are lost, and is killed; the second goes on from the save."""
-    code = """
-import os, pathlib, signal, sys, numpy as np, streamvggt as sv
-path, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-video = np.random.default_rng(0).integers(0, 256, (6, 56, 70, 3), dtype=np.uint8)
-model = sv.load_model("tiny")
-if path.exists():
-    session = sv.StreamSession.resume(model, path)
-    np.save(out, np.stack([session.step(image).depth for image in video[session.num_frames:]]))
-else:
-    session = sv.StreamSession(model, sv.Keyframes(1, 1, 1), storage="int8", size=70)
-    for i, image in enumerate(video):
-        session.step(image)
-        if i == 3:
-            session.save(path)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    paths = [str(tmp_path / name) for name in ("stream.safetensors", "depth.npy")]
-    run = [subprocess.run([sys.executable, "-c", code, *paths], capture_output=True) for _ in range(2)]
-    assert [result.returncode for result in run] == [-signal.SIGKILL, 0], run[1].stderr
-    session = StreamSession(load_model("tiny"), Keyframes(1, 1, 1), storage="int8", size=70)
-    want = [session.step(image).depth for image in frames(6)]
-    np.testing.assert_allclose(np.load(paths[1]), np.stack(want[4:]), rtol=1e-5)
 
 
 def test_files_that_are_no_session_of_this_model_are_told(tiny, tmp_path):
