@@ -29,7 +29,7 @@ def frame_times(model: StreamVGGT, frame: torch.Tensor, state: StreamState) -> l
     marks.append(time.perf_counter())
     model._dense(tokens, hw, poses)
     marks.append(time.perf_counter())
-    state.commit(matches)
+    state.commit(matches, state.tracks)
     return [after - before for before, after in itertools.pairwise(marks)]
 
 

@@ -23,7 +23,7 @@ from .layers import RunBlock, run_block
 from .matching import MatchMemory, SoftMatch
 from .official import from_official
 from .policies import CachePolicy, KeepAll
-from .state import StreamState, TrackQuery
+from .state import StreamState, TrackMemory, TrackQuery
 from .static import require_compiler
 from .stores import STORAGES, Storage
 from .types import OUTPUTS, Predictions
@@ -166,9 +166,9 @@ class StreamVGGT(nn.Module):
             )
             with full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend, wanted, state.run)
-                self._track_in_stream(predictions, tokens, (height, width), state, query_points)
+                tracks = self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             predictions.descriptors = encoded.descriptors
-            state.commit(matches)
+            state.commit(matches, tracks)
             if taken == s:
                 return predictions
             try:
@@ -317,10 +317,14 @@ class StreamVGGT(nn.Module):
         image_hw: tuple[int, int],
         state: StreamState,
         query_points: Tensor | None,
-    ) -> None:
-        """Follow the points of all queries to each of the coming frames, through the frames held by then."""
+    ) -> TrackMemory:
+        """Follow the points of all queries to each of the coming frames, through the frames held by then.
+
+        Returns:
+            What is to be remembered for the frames that follow.
+        """
         if self.track_head is None or (query_points is None and not state.tracks.queries):
-            return
+            return state.tracks
         pyramids = self.track_head.features(tokens, image_hw)
         if len(pyramids) > 1:  # views of all frames at once, and some are kept longer than others
             pyramids = [tuple(level.clone() for level in levels) for levels in pyramids]
@@ -338,7 +342,7 @@ class StreamVGGT(nn.Module):
         predictions.tracks, predictions.track_visibility, predictions.track_conf = (
             torch.stack(frames, dim=1) for frames in zip(*results, strict=True)
         )
-        state.tracks.queries, state.tracks.features = queries, features
+        return TrackMemory(queries, features)
 
     def _check_images(self, images: Tensor) -> tuple[int, int, int, int]:
         """Return B, S, H, W of images that the network can take; raise ValueError for others."""

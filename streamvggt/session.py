@@ -18,7 +18,7 @@ from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .saving import Facts, Tensors, pack_state, read_session, unpack_state, write_session
 from .stores import Storage
-from .types import FloatArray, Frame, FramePrediction, Placement
+from .types import FloatArray, Frame, FramePrediction, Placement, Predictions
 
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
 
@@ -240,24 +240,10 @@ class StreamSession:
         images = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(self._device)[None]
         queries = None if query_points is None else self._query_tensor(query_points, image_hw)
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
-        with torch.inference_mode(), autocast:
-            said = self.model(images, state=self._state, query_points=queries, outputs=self._outputs)
-        maps = {name: _numpy(value[0]) for name in _FIELDS if (value := getattr(said, name)) is not None}
-        if said.descriptors is not None:
-            maps["descriptor"] = _numpy(said.descriptors[0])
-        if said.pose_enc is not None:
-            maps["extrinsics"], maps["intrinsics"] = map(_numpy, decode_pose(said.pose_enc[0], image_hw))
-        return [
-            FramePrediction(
-                index=first + i,
-                time_s=frame.time_s,
-                image=(frame.pixels.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8),
-                placement=frame.placement,
-                # Copies: a frame that is kept must not keep the others of its chunk.
-                **{name: values[i].copy() if len(frames) > 1 else values[i] for name, values in maps.items()},
-            )
-            for i, frame in enumerate(frames)
-        ]
+        with self._state.all_or_nothing():
+            with torch.inference_mode(), autocast:
+                said = self.model(images, state=self._state, query_points=queries, outputs=self._outputs)
+            return _frame_predictions(frames, first, said)
 
     def _query_tensor(self, query_points: NDArray[np.floating[Any]], image_hw: tuple[int, int]) -> Tensor:
         """Bring query points to the form that the network takes, ``[1, N, 2]``; raise ValueError for bad ones."""
@@ -339,6 +325,28 @@ def in_groups(frames: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]
         raise
     if group:
         yield group
+
+
+def _frame_predictions(frames: Sequence[Prepared], first: int, said: Predictions) -> list[FramePrediction]:
+    """Bring what was said about frames, the ``first`` of which has that number, to NumPy."""
+    maps = {name: _numpy(value[0]) for name in _FIELDS if (value := getattr(said, name)) is not None}
+    if said.descriptors is not None:
+        maps["descriptor"] = _numpy(said.descriptors[0])
+    if said.pose_enc is not None:
+        maps["extrinsics"], maps["intrinsics"] = map(
+            _numpy, decode_pose(said.pose_enc[0], frames[0].placement.image_hw)
+        )
+    return [
+        FramePrediction(
+            index=first + i,
+            time_s=frame.time_s,
+            image=(frame.pixels.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8),
+            placement=frame.placement,
+            # Copies: a frame that is kept must not keep the others of its chunk.
+            **{name: values[i].copy() if len(frames) > 1 else values[i] for name, values in maps.items()},
+        )
+        for i, frame in enumerate(frames)
+    ]
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -109,6 +109,8 @@ class StreamState:
         self._queries = 0  # frames on which points were named, those of the coming call among them
         self._queries_fitted = 0  # those that the policy leaves room for; a call that failed leaves more than there are
         self._coming_shape = (0, 0, 0)
+        self._waits = False  # whether commits wait for what else is to succeed
+        self._waiting: tuple[MatchMemory, TrackMemory] | None = None
 
     def start(self, policy: CachePolicy) -> None:
         """Hold nothing, in caches as ``policy`` needs them."""
@@ -204,6 +206,7 @@ class StreamState:
         Raises:
             ValueError: the memory has no room for the features of these points' frame, or the streams are lost.
         """
+        self._commit_waiting()  # of the first part of a call that is taken in two
         self.slots.check_not_lost()
         self._coming_shape = shape
         self._queries = len(self.tracks.queries) + queries
@@ -215,11 +218,37 @@ class StreamState:
         self.slots.begin(taken)
         return taken
 
-    def commit(self, matches: MatchMemory) -> None:
-        """Make the frames of the call the newest ones of the streams."""
-        self.slots.commit()
-        self.matches = matches
-        self.input_shape = self._coming_shape
+    def commit(self, matches: MatchMemory, tracks: TrackMemory) -> None:
+        """Make the frames of the call the newest ones of the streams.
+
+        Args:
+            matches: for the next call.
+            tracks: likewise.
+        """
+        self._waiting = matches, tracks
+        if not self._waits:
+            self._commit_waiting()
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Take the frames of the call inside when all else inside has succeeded, too; else they were not seen."""
+        before, self._waits = self.num_frames, True
+        try:
+            yield
+            self._commit_waiting()
+        except BaseException:
+            self._waiting = None
+            if self.num_frames != before:
+                self.abandon(before)
+            raise
+        finally:
+            self._waits = False
+
+    def _commit_waiting(self) -> None:
+        if self._waiting is not None:
+            self.slots.commit()
+            (self.matches, self.tracks), self.input_shape = self._waiting, self._coming_shape
+            self._waiting = None
 
     def set_policy(self, policy: CachePolicy, *, memory: int | str | None = None) -> None:
         """Go on with another policy and limit; frames that it would not hold are dropped at once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,3 +127,6 @@ class _Held:
     @property
     def held_frames(self):
         return tuple(range(self.num_frames))
+
+    def all_or_nothing(self):
+        return nullcontext()

@@ -941,6 +941,48 @@ def test_a_resumed_stream_says_bit_for_bit_what_one_without_a_stop_says(tiny, po
     assert [path.name for path in tmp_path.iterdir()] == ["stream.safetensors"]
 
 
+class NoRoom:
+    """Lets the memory run out when numbers go from the network to NumPy."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, session, *arguments):
+        def fail(_tensor):
+            raise MemoryError
+
+        with self.monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr("streamvggt.session._numpy", fail)
+            session.step_many(*arguments)
+
+
+@storages
+@policies
+def test_frames_of_which_nothing_could_be_handed_over_were_not_seen(tiny, policy, storage, monkeypatch):
+    """Every frame fails when its numbers are copied, and comes again; points are named on the third."""
+    video, points, no_room = frames(9), np.array([[10.0, 20.0]]), NoRoom(monkeypatch)
+    whole, session = (StreamSession(tiny, policy, storage=storage, size=70) for _ in range(2))
+    for t, image in enumerate(video):
+        named = points if t == 2 else None
+        no_room(session, [image], named)
+        assert session.num_frames == t
+        want, got = whole.step(image, named), session.step(image, named)
+        assert got.index == t and session.held_frames == whole.held_frames
+        for name in ("depth", "world_points", "extrinsics", "tracks"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+
+
+def test_a_chunk_in_two_parts_that_could_not_be_handed_over_is_undone_or_told(tiny, monkeypatch):
+    video, no_room = frames(9), NoRoom(monkeypatch)
+    session = StreamSession(tiny, TokenBudget(4 * 25 + 3), size=70)
+    no_room(session, video[:3])
+    assert (session.num_frames, session.nbytes) == (0, 0)
+    session.step_many(video[:3])
+    no_room(session, video[3:])
+    with pytest.raises(ValueError, match="after a part of its frames was taken; start another stream"):
+        session.step(video[3])
+
+
 def test_points_are_followed_on_after_a_stop(tiny, tmp_path):
     video, points = frames(7), np.array([[10.0, 20.0], [30.0, 5.0]])
     whole = StreamSession(tiny, AnchorWindow(1, 3), size=70)
