@@ -6,6 +6,7 @@ from .config import StreamVGGTConfig
 from .policies import Costs
 from .stores import Storage
 from .tokens import LABEL_BYTES
+from .tracks import pyramid_bytes
 
 
 def frame_costs(
@@ -38,7 +39,7 @@ def frame_costs(
     # Scales in bfloat16: one for a value in each head, and one for each channel of a frame's keys.
     value_scale, key_scales = (2 * config.num_heads, 2 * config.embed_dim) if storage == "int8" else (0, 0)
     camera_key = 2 * config.embed_dim * head_bytes * config.camera_iterations
-    pyramid = _pyramid_bytes(config, height, width, head_bytes) if queries else 0
+    pyramid = pyramid_bytes(config, height, width, head_bytes) if queries else 0
     # Descriptors of the last call stay until the next one succeeds.
     descriptors = 0 if config.match_layer is None else 4 * (tokens - config.special_tokens) * config.match_dim * 4
     room = None
@@ -59,13 +60,3 @@ def frame_costs(
         frame=b * (camera + key_scales * config.depth + 4 * config.embed_dim + pyramid),
         room=room,
     )
-
-
-def _pyramid_bytes(config: StreamVGGTConfig, height: int, width: int, head_bytes: int) -> int:
-    """Bytes of the features of one frame that point tracks need."""
-    track = config.track
-    if track is None:
-        return 0
-    h, w = height // track.stride, width // track.stride
-    pixels = sum((h >> level) * (w >> level) for level in range(track.correlation_levels))
-    return track.features * pixels * head_bytes

@@ -23,9 +23,10 @@ from .layers import RunBlock, run_block
 from .matching import MatchMemory, SoftMatch
 from .official import from_official
 from .policies import CachePolicy, KeepAll
-from .state import StreamState, TrackMemory, TrackQuery
+from .state import StreamState
 from .static import require_compiler
 from .stores import STORAGES, Storage
+from .tracks import TrackMemory, TrackQuery
 from .types import OUTPUTS, Predictions
 
 

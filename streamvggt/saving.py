@@ -21,9 +21,10 @@ from .matching import MatchMemory
 from .model import StreamVGGT
 from .policies import AnchorWindow, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget
 from .safefiles import write_tensors
-from .state import StreamState, TrackQuery
+from .state import StreamState
 from .static import require_compiler
 from .tokens import TokenCache
+from .tracks import TrackQuery
 
 _VERSION = 3  # of what is packed
 _FORMATS = {

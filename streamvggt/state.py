@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -23,40 +22,11 @@ from .policies import CachePolicy, Costs, KeyDiversity, Keyframes, TokenBudget, 
 from .static import StaticCache, StaticPlan, require_fixed_size, run_compiled
 from .stores import Storage, new_store
 from .tokens import TokenCache
+from .tracks import TrackMemory
 
 CameraCache = Literal["per_iteration", "shared"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class TrackQuery:
-    """Points to follow, with the features of the frame on which they were named.
-
-    Attributes:
-        frame: number of that frame in the stream.
-        points: ``[B, N, 2]``, xy in pixels.
-        features: feature pyramid of that frame, one ``[B, C, h, w]`` a level.
-    """
-
-    frame: int
-    points: Tensor
-    features: Sequence[Tensor]
-
-
-@dataclass
-class TrackMemory:
-    """What point tracking in a stream remembers: the queries and the feature pyramids of held frames by number."""
-
-    queries: list[TrackQuery] = field(default_factory=list)
-    features: dict[int, Sequence[Tensor]] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all feature pyramids."""
-        pyramids = {id(level): level.nbytes for q in self.queries for level in q.features}
-        pyramids |= {id(level): level.nbytes for levels in self.features.values() for level in levels}
-        return sum(pyramids.values())
 
 
 class StreamState:

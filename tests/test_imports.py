@@ -15,7 +15,19 @@ PACKAGE = ROOT / "streamvggt"
 HEADS = ("camera", "dense", "track")
 LAYERS = [
     {"types", "config"},
-    {"geometry", "rope", "attention", "layers", "matching", "memory", "official", "gltf", "storage", "safefiles"},
+    {
+        "geometry",
+        "rope",
+        "attention",
+        "layers",
+        "matching",
+        "memory",
+        "official",
+        "gltf",
+        "storage",
+        "safefiles",
+        "tracks",
+    },
     {
         "policies",
         "stores",
@@ -84,7 +96,7 @@ PEERS = {
 }
 # Imported inside a function, so that it costs nothing until it is called; the network's doors to the Hub.
 LATE = {("model", "checkpoint")}
-NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "costs", "tokens", "static", "state", *(f"heads.{n}" for n in HEADS)}  # fmt: skip  # noqa: E501
+NETWORK = {"rope", "matching", "attention", "layers", "encoder", "aggregator", "model", "policies", "stores", "cache", "costs", "tokens", "tracks", "static", "state", *(f"heads.{n}" for n in HEADS)}  # fmt: skip  # noqa: E501
 HEAVY = {"av", "trimesh", "huggingface_hub", "gradio", "matplotlib", "scipy", "PIL", "tqdm"}
 
 
