@@ -206,8 +206,8 @@ FRAME_BYTES = 32_448  # of one frame of 56x42 pixels that "tiny" remembers
 
 @pytest.mark.parametrize(("memory", "frames"), [("window", 16), ("keyframes", 24), ("tokens", 24), ("all", 30)])
 def test_the_rule_for_the_memory_says_how_much_is_held(runs, walk, memory, frames):
-    # Where parts of frames are held, now or once the memory is full, each says whose it is. With "tokens" the camera head
-    # remembers all 30, too.
+    # Where parts of frames are held, now or once the memory is full, each says whose it is.
+    # With "tokens" the camera head remembers all 30, too.
     extra = held_bytes(runs, walk, memory=memory) / FRAME_BYTES - frames
     assert 0 < extra < 2 if memory in ("tokens", "all") else extra == 0
 
