@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import Similarity, invert_pose
+from .geometry import Similarity
 from .posegraph import Edge, optimise_pose_graph, strain
-from .submaps import Arrays, Keyframe, SubMap, pack_keyframes, unpack_keyframes
+from .submaps import Arrays, Keyframe, SubMap, camera_pose, pack_keyframes, unpack_keyframes
 from .types import FloatArray
 
 _APART = 2  # sub-maps, at least, between two views of a loop
@@ -177,12 +177,6 @@ class Atlas:
             placed = _between(bends[before].compose(chained), bends[after].compose(chained), share)
             corrections.append(placed.compose(given.inverse()))
         return corrections
-
-
-def camera_pose(extrinsics: FloatArray, scale: float = 1.0) -> Similarity:
-    """From a camera, in ``scale`` units of the world each of its own, to the world."""
-    camera_to_world = invert_pose(np.asarray(extrinsics, np.float64))
-    return Similarity(scale, camera_to_world[:, :3], camera_to_world[:, 3])
 
 
 def _packed(transforms: Sequence[Similarity]) -> NDArray[np.float64]:

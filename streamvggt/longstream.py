@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .atlas import Atlas, Loop, camera_pose
+from .atlas import Atlas, Loop
 from .geometry import Similarity
-from .loops import look_together
+from .loops import look_together, match_together
 from .memory import byte_count
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
@@ -27,6 +27,7 @@ from .submaps import (
     Keyframe,
     View,
     align_views,
+    camera_pose,
     jpeg_of,
     pack_keyframes,
     pack_views,
@@ -47,8 +48,9 @@ class LongSession:
 
     The stream is cut into sub-maps: every ``length`` frames a new :class:`StreamSession` begins, which is exact near
     its own beginning; the last ``overlap`` frames of a sub-map are seen by its successor too and tell, point by point,
-    how the two lie (a robust similarity). Where the camera comes to a place that an earlier sub-map knows, both views
-    go through the network together, and if what it says fits both sub-maps, all of them move so that the loop closes.
+    how the two lie (a robust similarity). Where the camera comes to a place that an earlier sub-map knows, the patches
+    that both views share tell how they lie; or, where cameras are not refined, both go through the network together. If
+    that fits both sub-maps, all of them move so that the loop closes.
 
     Where an overlap does not tell how two sub-maps lie, because what the network says is not finite, the older one goes
     on until another overlap does, up to twice its length, and one warning says so.
@@ -64,11 +66,12 @@ class LongSession:
         overlap: frames that neighbouring sub-maps share, at least 1 and at most half of the length.
         loops: find and close them; needs SciPy.
         memory: what all inner streams may remember together, as for :class:`StreamSession`; it is never passed. Each of
-            those that can be there at once has an equal part: two in an overlap, and with loops a third that looks at
-            two places together. What is kept of sub-maps that have ended comes on top, and grows with the stream: a
-            JPEG, a grid of about 1000 depths with their confidences and a descriptor for every fourth frame, and a
-            camera for each.
-        options: as for :class:`StreamSession`; cameras and depth must be among the outputs.
+            those that can be there at once has an equal part: two in an overlap, and where the network looks for loops
+            a third that sees two places together. What is kept of sub-maps that have ended comes on top, and grows with
+            the stream: for every fourth frame a JPEG, a grid of about 1000 depths with their confidences and
+            descriptors (24 KB more where cameras are refined), and a camera for each.
+        options: as for :class:`StreamSession`; cameras and depth must be among the outputs. Cameras are refined where
+            the network can, unless ``refine=False``; and then loops are closed by the patches that two frames share.
 
     Raises:
         ValueError: the overlap does not fit the length, or as for :class:`StreamSession`.
@@ -95,9 +98,10 @@ class LongSession:
             require_scipy()
         self.model, self.length, self.overlap = model, length, overlap
         self._memory = None if memory is None else byte_count(memory)
-        share = None if self._memory is None else self._memory // (3 if loops else 2)
-        self._loops_wanted, self._options = loops, {**options, "memory": share}
-        self._session, self._next = self._begin(policy), _Coming()
+        options = {"refine": model.config.match_layer is not None} | options
+        share = None if self._memory is None else self._memory // (3 if loops and not options["refine"] else 2)
+        self._loops_wanted = loops
+        self._session, self._next = StreamSession(model, policy, memory=share, **options), _Coming()
         self._atlas = Atlas()
         self._cameras: list[FloatArray] = []  # as they were given out
 
@@ -242,9 +246,6 @@ class LongSession:
         coming.shared = list(zip(*views, strict=True))
         return session
 
-    def _begin(self, policy: CachePolicy) -> StreamSession:
-        return StreamSession(self.model, policy, **self._options)
-
     def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> Prepared:
         """Bring the frame that comes after ``ahead`` others to the form that the network takes."""
         return Prepared.of(frame, self.num_frames + ahead, self._session.size, self.model.config.patch_size)
@@ -261,7 +262,7 @@ class LongSession:
         again: list[FramePrediction] = []
         try:
             if in_overlap:
-                coming.session = coming.session or self._begin(self._session.policy)
+                coming.session = coming.session or self._session.another()
                 again = coming.session.step_many(frames)
             said = self._session.step_many(frames)
         except BaseException as error:
@@ -285,7 +286,8 @@ class LongSession:
         if not self._loops_wanted or said.index % _KEYFRAME_EVERY or said.descriptor is None:
             return
         if np.isfinite(said.descriptor).all() and np.isfinite(required(said.extrinsics, "camera")).all():
-            keyframes.append(Keyframe(index, jpeg_of(said.image), said.descriptor, View.of(said)))
+            patches = None if said.patch_descriptors is None else said.patch_descriptors.astype(np.float16)
+            keyframes.append(Keyframe(index, jpeg_of(said.image), said.descriptor, View.of(said), patches))
 
     def _settle(self) -> None:
         """Do what is due before the next frame; if it fails, the frame before has been given out, and it is due again.
@@ -332,8 +334,12 @@ class LongSession:
         """Look for places of a sub-map that earlier ones know, and close the loops."""
         for found in self._atlas.candidates(number)[:_TRIES] if self._loops_wanted else ():
             earlier, later = (self._atlas.submaps[i].keyframes for i in (found.earlier, found.later))
-            session = self._begin(self._session.policy)
-            transform, overlap = look_together(session, (earlier, found.first), (later, found.second))
+            if self._session.refine:
+                pair = earlier[found.first], later[found.second]
+                transform, overlap = match_together(*pair, self.model.config.patch_size)
+            else:
+                session = self._session.another()
+                transform, overlap = look_together(session, (earlier, found.first), (later, found.second))
             if transform is not None:
                 self._atlas.close(found, transform, overlap)
 

@@ -1,14 +1,25 @@
-"""Whether two sub-maps show one place: both views go through the network together."""
+"""Whether two sub-maps show one place: both views go through the network together, or their patches are matched."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .follow import FOLLOWED, match, patch_centres
 from .geometry import Similarity
+from .refinement import Points, Sight, brightness
 from .session import StreamSession
-from .submaps import Keyframe, View, align_views, seen_again
+from .submaps import Keyframe, View, align_views, camera_pose, seen_again
+from .types import required
 
 _JOINT_FRAMES = 2  # from each side
 _SURE = 0.5  # inliers of both alignments of a joint segment
 _OVERLAP = 0.3  # of what a frame shows must be seen by the other
+_MATCHES = 25  # followed ones that must agree with one camera, in both directions
+_AGREE_PX = 4.0
+_SAME_TURN, _SAME_UNIT = 0.15, 0.3  # radians and logarithm of scale by which the two directions may differ
 
 
 def look_together(
@@ -39,3 +50,60 @@ def look_together(
         return None, overlap
     to_earlier, to_later = (alignment.transform for alignment in alignments)
     return to_earlier.compose(to_later.inverse()), overlap
+
+
+def match_together(earlier: Keyframe, later: Keyframe, patch_size: int) -> tuple[Similarity | None, float]:
+    """Say how one sub-map lies in another by the patches that two of their frames share.
+
+    The camera of each is fitted to what is found of the other, see :mod:`streamvggt.refinement`; both must agree.
+
+    Args:
+        earlier, later: with patches.
+        patch_size: pixels.
+
+    Returns:
+        From the later sub-map's world to the earlier one's, or None if too little agrees; and the share of the patches
+        that does.
+    """
+    places = patch_centres(later.image().shape[:2], patch_size)
+    log_focal = math.log(later.view.focal_px(later.image().shape[:2]))  # known better than earlier
+    first, second = (_sight(keyframe, places) for keyframe in (earlier, later))
+    (there, count), (back, count_back) = (
+        _seen_from(reference, other, places, patch_size, log_focal)
+        for reference, other in ((first, second), (second, first))
+    )
+    shared = min(count, count_back) / len(places)
+    if min(count, count_back) < _MATCHES:
+        return None, shared
+    forth = there.compose(camera_pose(second.extrinsics).inverse())
+    again = back.compose(camera_pose(first.extrinsics).inverse())
+    apart = forth.compose(again)
+    turn = math.acos(min(max((np.trace(apart.rotation) - 1) / 2, -1), 1))
+    if turn > _SAME_TURN or abs(math.log(apart.scale)) > _SAME_UNIT:
+        return None, shared
+    return forth, shared
+
+
+def _sight(keyframe: Keyframe, places: NDArray[np.float64]) -> Sight:
+    image, view = keyframe.image(), keyframe.view
+    patches = required(keyframe.patches, "camera").astype(np.float32)
+    depth = view.depth_near(places, image.shape[:2])
+    return Sight(patches, brightness(image), depth, np.asarray(view.extrinsics, np.float64))
+
+
+def _seen_from(
+    reference: Sight, other: Sight, places: NDArray[np.float64], patch_size: int, log_focal: float
+) -> tuple[Similarity, int]:
+    """From ``other``'s camera, in its own unit, to the world of ``reference``; and how many matches agree."""
+    height, width = reference.image.shape
+    matches = match(reference, other, places, patch_size)
+    points = Points.of(reference, matches, np.array([width / 2, height / 2]))
+    camera = points.fit(reference.extrinsics, log_focal).extrinsics
+    good = (points.weight >= FOLLOWED) & (points.errors(camera, log_focal) < _AGREE_PX)
+    if good.sum() < _MATCHES:
+        return Similarity.identity(), int(good.sum())
+    column, row = np.rint((points.found[good] + (width / 2, height / 2)) / patch_size - 0.5).astype(int).T
+    own = other.depth.reshape(height // patch_size, width // patch_size)
+    own = own[row.clip(0, own.shape[0] - 1), column.clip(0, own.shape[1] - 1)]
+    unit = np.exp(np.median(np.log(points.depth_in(camera, log_focal)[good] / own)))
+    return camera_pose(camera, float(unit)), int(good.sum())

@@ -169,6 +169,8 @@ class StreamVGGT(nn.Module):
                 predictions = self._decode(tokens, (height, width), state.camera_attend, wanted, state.run)
                 tracks = self._track_in_stream(predictions, tokens, (height, width), state, query_points)
             predictions.descriptors = encoded.descriptors
+            if self.soft_match is not None and encoded.early is not None:
+                predictions.patch_descriptors = self.soft_match.describe(encoded.early)
             state.commit(matches, tracks)
             if taken == s:
                 return predictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .geometry import decode_pose
+from .geometry import Similarity, decode_pose
 from .images import preprocess
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
+from .refinement import Refiner
 from .saving import Facts, Tensors, pack_state, read_session, unpack_state, write_session
 from .stores import Storage
-from .types import FloatArray, Frame, FramePrediction, Placement, Predictions
+from .types import FloatArray, Frame, FramePrediction, Placement, Predictions, required
 
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
 
@@ -63,10 +65,14 @@ class StreamSession:
             None, and what they would cost is saved. None takes all that the network has.
         compile: run the blocks as compiled code: faster by a part, after the first frames have waited for the compiler
             about a minute; needs a policy with a limit, or a memory. On a CPU a C++ compiler must be there.
+        refine: find each camera by what its frame shows of those before it, and not by the camera head, see
+            :mod:`streamvggt.refinement`; for networks with soft matches, such as the bundled one, whose camera head is
+            weak. Needs camera and depth among the outputs. World points move with their camera. Keeps two frames more,
+            beside the memory: 0.2 MB at 224x168.
 
     Raises:
         ValueError: the network attends to all frames or has no such output, the size does not fit it, the dtype or
-            memory is none of the above, or there is no compiler.
+            memory is none of the above, there is no compiler, or cameras cannot be refined.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class StreamSession:
         dtype: torch.dtype | None = None,
         outputs: Collection[str] | None = None,
         compile: bool = False,
+        refine: bool = False,
     ) -> None:
         self.model = model
         self.size = model.config.image_size if size is None else size
@@ -91,6 +98,13 @@ class StreamSession:
         self._device = next(model.parameters()).device
         self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
         self._outputs = model.check_outputs(outputs)
+        if refine and model.config.match_layer is None:
+            raise ValueError(
+                "refine=True needs a network with soft matches (config.match_layer), and this one has none"
+            )
+        if refine and not {"camera", "depth"} <= set(self._outputs):
+            raise ValueError(f'refine=True needs the outputs "camera" and "depth", got {sorted(self._outputs)}')
+        self._refiner = Refiner(patch) if refine else None
         self._state = model.new_state(policy, storage=storage, memory=memory, compile=compile)
 
     @property
@@ -105,12 +119,17 @@ class StreamSession:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the held frames take: keys, values and features of point tracks.
+        """Bytes that the held frames take: keys, values, features of point tracks, and what refining cameras keeps.
 
         With a policy that grows, as many more may be reserved, though never more than the memory allows: buffers
         double when they are full.
         """
-        return self._state.nbytes
+        return self._state.nbytes + (0 if self._refiner is None else self._refiner.nbytes)
+
+    @property
+    def refine(self) -> bool:
+        """Whether cameras are found by what frames have in common."""
+        return self._refiner is not None
 
     @property
     def policy(self) -> CachePolicy:
@@ -169,6 +188,15 @@ class StreamSession:
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one."""
         self._state.reset()
+        if self._refiner is not None:
+            self._refiner = Refiner(self._refiner.patch_size)
+
+    def another(self) -> StreamSession:
+        """Begin another stream like this one, through the same lens."""
+        other = StreamSession(self.model, self.policy, memory=self._state.memory, **session_options(self))
+        if self._refiner is not None:
+            other._refiner = self._refiner.restarted()
+        return other
 
     def step(
         self, frame: Frame | NDArray[np.uint8], query_points: NDArray[np.floating[Any]] | None = None
@@ -243,7 +271,13 @@ class StreamSession:
         with self._state.all_or_nothing():
             with torch.inference_mode(), autocast:
                 said = self.model(images, state=self._state, query_points=queries, outputs=self._outputs)
-            return _frame_predictions(frames, first, said)
+            predictions = _frame_predictions(frames, first, said)
+            refiner = self._refiner
+            if refiner is not None:
+                for i, (prediction, patches) in enumerate(zip(predictions, _patches(said), strict=True)):
+                    refiner, predictions[i] = _refined(refiner, replace(prediction, patch_descriptors=patches))
+        self._refiner = refiner
+        return predictions
 
     def _query_tensor(self, query_points: NDArray[np.floating[Any]], image_hw: tuple[int, int]) -> Tensor:
         """Bring query points to the form that the network takes, ``[1, N, 2]``; raise ValueError for bad ones."""
@@ -275,7 +309,11 @@ def pack_session(session: StreamSession) -> tuple[Tensors, Facts]:
         "dtype": str(options["dtype"]).removeprefix("torch."),
         "outputs": sorted(options["outputs"]),
     }
-    return tensors, {"state": facts, "settings": settings}
+    facts = {"state": facts, "settings": settings}
+    if session._refiner is not None:
+        arrays, facts["refiner"] = session._refiner.pack()
+        tensors |= {f"refiner.{name}": torch.from_numpy(array) for name, array in arrays.items()}
+    return tensors, facts
 
 
 def unpack_session(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor]) -> StreamSession:
@@ -283,6 +321,10 @@ def unpack_session(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor
     settings = facts["settings"]
     dtype = getattr(torch, settings["dtype"])
     session = StreamSession(model, size=settings["size"], dtype=dtype, outputs=settings["outputs"])
+    if "refiner" in facts:
+        prefix = "refiner."
+        arrays = {name.removeprefix(prefix): x.numpy() for name, x in tensors.items() if name.startswith(prefix)}
+        session._refiner = Refiner.unpack(model.config.patch_size, arrays, facts["refiner"])
     session._state = unpack_state(model, facts["state"], tensors)
     return session
 
@@ -290,7 +332,7 @@ def unpack_session(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor
 def session_options(session: StreamSession) -> dict[str, Any]:
     """With what another session would be like this one, but for policy and memory."""
     state = session._state
-    ways = {"storage": state.storage, "compile": state.compiled}
+    ways = {"storage": state.storage, "compile": state.compiled, "refine": session.refine}
     return ways | {"size": session.size, "dtype": session._dtype, "outputs": session._outputs}
 
 
@@ -347,6 +389,27 @@ def _frame_predictions(frames: Sequence[Prepared], first: int, said: Predictions
         )
         for i, frame in enumerate(frames)
     ]
+
+
+def _patches(said: Predictions) -> NDArray[np.float32]:
+    """Descriptors of the patches of each frame, ``[S, N, D]``."""
+    assert said.patch_descriptors is not None
+    return _numpy(said.patch_descriptors[0])
+
+
+def _refined(refiner: Refiner, said: FramePrediction) -> tuple[Refiner, FramePrediction]:
+    """Replace the camera of a prediction by what its frame has in common with earlier ones; its points move along."""
+    depth, patches = required(said.depth, "depth"), required(said.patch_descriptors, "camera")
+    before = required(said.extrinsics, "camera")
+    refiner, extrinsics, intrinsics = refiner.step(
+        said.image, patches, depth, before, required(said.intrinsics, "camera")
+    )
+    points = said.world_points
+    if points is not None:
+        back = extrinsics[:, :3].T.astype(np.float64)
+        move = Similarity(1.0, back @ before[:, :3], back @ (before[:, 3] - extrinsics[:, 3]))
+        points = move.apply(points).astype(np.float32)
+    return refiner, replace(said, extrinsics=extrinsics, intrinsics=intrinsics, world_points=points)
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -44,8 +44,7 @@ class View:
     def of(cls, prediction: FramePrediction) -> View:
         """Thin out a prediction."""
         depth = required(prediction.depth, "depth")
-        stride = max(1, round((depth.size / _POINTS_A_FRAME) ** 0.5))
-        start = stride // 2
+        start, stride = _grid(depth.shape)
         # Grid position i lies at pixel start + stride * i.
         intrinsics = np.array(required(prediction.intrinsics, "camera"), np.float32)
         intrinsics[:2, 2] -= start
@@ -61,6 +60,17 @@ class View:
     def nbytes(self) -> int:
         """Bytes that the arrays take."""
         return self.extrinsics.nbytes + self.intrinsics.nbytes + self.depth.nbytes + self.conf.nbytes
+
+    def focal_px(self, image_hw: tuple[int, int]) -> float:
+        """Focal length in pixels of the image."""
+        return float(self.intrinsics[0, 0]) * _grid(image_hw)[1]
+
+    def depth_near(self, xy: Float64, image_hw: tuple[int, int]) -> FloatArray:
+        """Depth at the point of the grid that is nearest to each pixel ``[N, 2]`` of the image, ``[N]``."""
+        start, stride = _grid(image_hw)
+        column, row = np.rint((xy - start) / stride).astype(int).T
+        height, width = self.depth.shape
+        return self.depth[row.clip(0, height - 1), column.clip(0, width - 1)]
 
     def points(self) -> Float64:
         """``[h * w, 3]``, in the world of the sub-map."""
@@ -82,17 +92,20 @@ class Keyframe:
         jpeg: the processed image.
         descriptor: ``[C]``, see :meth:`streamvggt.StreamVGGT.describe`.
         view: its camera and depth in the sub-map.
+        patches: ``[N, D]`` float16, by which its patches are found again; None where cameras are not refined.
     """
 
     index: int
     jpeg: bytes
     descriptor: FloatArray
     view: View
+    patches: NDArray[np.float16] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return len(self.jpeg) + self.descriptor.nbytes + self.view.nbytes
+        patches = 0 if self.patches is None else self.patches.nbytes
+        return len(self.jpeg) + self.descriptor.nbytes + self.view.nbytes + patches
 
     def image(self) -> ByteArray:
         """Decode the processed image, RGB, uint8 ``[H, W, 3]``."""
@@ -116,21 +129,27 @@ def pack_keyframes(keyframes: Sequence[Keyframe]) -> Arrays:
     """Stack what keyframes hold, by name; their images lie one after the other."""
     if not keyframes:
         return {}
-    return pack_views([keyframe.view for keyframe in keyframes]) | {
-        "index": np.array([keyframe.index for keyframe in keyframes]),
-        "descriptor": np.stack([keyframe.descriptor for keyframe in keyframes]),
-        "jpeg": np.frombuffer(bytearray().join(keyframe.jpeg for keyframe in keyframes), np.uint8),
-        "jpeg_end": np.cumsum([len(keyframe.jpeg) for keyframe in keyframes]),
-    }
+    patches = [keyframe.patches for keyframe in keyframes if keyframe.patches is not None]
+    return (
+        pack_views([keyframe.view for keyframe in keyframes])
+        | ({"patches": np.stack(patches)} if patches else {})
+        | {
+            "index": np.array([keyframe.index for keyframe in keyframes]),
+            "descriptor": np.stack([keyframe.descriptor for keyframe in keyframes]),
+            "jpeg": np.frombuffer(bytearray().join(keyframe.jpeg for keyframe in keyframes), np.uint8),
+            "jpeg_end": np.cumsum([len(keyframe.jpeg) for keyframe in keyframes]),
+        }
+    )
 
 
 def unpack_keyframes(arrays: Mapping[str, NDArray[Any]], count: int) -> list[Keyframe]:
     """Return the keyframes that :func:`pack_keyframes` stacked."""
-    views, start, keyframes = unpack_views(arrays, count), 0, []
+    views, start, keyframes, patches = unpack_views(arrays, count), 0, [], arrays.get("patches")
     for i, view in enumerate(views):
         end = int(arrays["jpeg_end"][i])
         jpeg = arrays["jpeg"][start:end].tobytes()
-        keyframes.append(Keyframe(int(arrays["index"][i]), jpeg, arrays["descriptor"][i], view))
+        descriptors = arrays["descriptor"][i], None if patches is None else patches[i]
+        keyframes.append(Keyframe(int(arrays["index"][i]), jpeg, descriptors[0], view, descriptors[1]))
         start = end
     return keyframes
 
@@ -237,6 +256,12 @@ def align_views(source: Sequence[View], target: Sequence[View]) -> Alignment:
     return Alignment(transform, float(weights[error < _INLIER * depth].sum() / weights.sum()))
 
 
+def camera_pose(extrinsics: NDArray[np.floating[Any]], scale: float = 1.0) -> Similarity:
+    """From a camera, in ``scale`` units of the world each of its own, to the world."""
+    camera_to_world = invert_pose(np.asarray(extrinsics, np.float64))
+    return Similarity(scale, camera_to_world[:, :3], camera_to_world[:, 3])
+
+
 def seen_again(view: View, other: View, tolerance: float = 0.15) -> float:
     """Share of a view's points that another view of the same world shows where they are.
 
@@ -253,6 +278,12 @@ def seen_again(view: View, other: View, tolerance: float = 0.15) -> float:
     inside = (depth > 0) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     there = other.depth[row[inside], column[inside]]
     return float((np.abs(depth[inside] - there) < tolerance * there).sum() / len(points))
+
+
+def _grid(image_hw: tuple[int, ...]) -> tuple[int, int]:
+    """Where the grid of a view begins, and its step, pixels."""
+    stride = max(1, round((image_hw[0] * image_hw[1] / _POINTS_A_FRAME) ** 0.5))
+    return stride // 2, stride
 
 
 def _weighted_median(values: Float64, weights: Float64) -> float:

@@ -69,6 +69,8 @@ class Predictions:
         track_conf: ``[B, S, N]``, probability in [0, 1], or None.
         descriptors: ``[B, S, C']`` in a stream, by which a place is known again, see
             :meth:`streamvggt.StreamVGGT.describe`.
+        patch_descriptors: ``[B, S, N, D]``, of length 1, in a stream of a network with soft matches: by which its
+            patches are found again, see :class:`streamvggt.matching.SoftMatch`.
     """
 
     pose_enc: Tensor | None = None
@@ -81,6 +83,7 @@ class Predictions:
     track_visibility: Tensor | None = None
     track_conf: Tensor | None = None
     descriptors: Tensor | None = None
+    patch_descriptors: Tensor | None = None
 
 
 class PosedCamera(Protocol):
@@ -155,6 +158,8 @@ class FramePrediction:
         placement: how the processed image was cut from the frame, the way back to its pixels.
         descriptor: ``[C']``, the mean of the encoder's patches, by which a place is known again, see
             :meth:`streamvggt.StreamVGGT.describe`.
+        patch_descriptors: ``[N, D]``, of length 1, by which its patches are found again, row by row; None where the
+            session does not refine cameras.
     """
 
     index: int
@@ -170,6 +175,7 @@ class FramePrediction:
     track_visibility: FloatArray | None = None
     placement: Placement | None = None
     descriptor: FloatArray | None = None
+    patch_descriptors: FloatArray | None = None
 
     @property
     def image_hw(self) -> tuple[int, int]:

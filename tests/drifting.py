@@ -122,7 +122,8 @@ class KnowsTheTruth(torch.nn.Module):
 class _Held:
     def __init__(self, policy, unit):
         self.slots, self.first, self.unit, self.num_frames, self.nbytes = policy, None, unit, 0, 1000
-        self.policy, self.broken = policy, False
+        self.policy, self.memory, self.storage, self.compiled = policy, None, "native", False
+        self.broken = False
 
     @property
     def held_frames(self):
