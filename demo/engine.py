@@ -160,7 +160,7 @@ def _said(
     for frame in frames:
         with lock:
             prediction = session.step(frame)
-        yield Step(replace(prediction, placement=None), session.nbytes)
+        yield Step(replace(prediction, placement=None, descriptor=None, patch_descriptors=None), session.nbytes)
     if isinstance(session, LongSession):
         with lock:
             session.close_loops()

@@ -183,6 +183,7 @@ class RunSettings:
             MEMORIES[self.memory].policy(tokens),
             storage="int8" if self.compress else "native",
             memory=MEMORY,
+            refine=model.config.can_refine,
             size=self.width_px or None,
             outputs={"camera", "depth"} | ({"points"} if self.geometry == "points" else set()),
         )

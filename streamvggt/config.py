@@ -133,6 +133,11 @@ class StreamVGGTConfig:
         """Tokens of a frame before its patches: the camera token and the registers."""
         return 1 + self.num_register_tokens
 
+    @property
+    def can_refine(self) -> bool:
+        """Whether sessions can find cameras by the patches that frames share, see :class:`streamvggt.StreamSession`."""
+        return self.match_layer is not None
+
     def tokens_per_frame(self, height: int, width: int) -> int:
         """P, the tokens of a frame of ``height x width`` pixels."""
         return self.special_tokens + (height // self.patch_size) * (width // self.patch_size)

@@ -98,7 +98,7 @@ class LongSession:
             require_scipy()
         self.model, self.length, self.overlap = model, length, overlap
         self._memory = None if memory is None else byte_count(memory)
-        options = {"refine": model.config.match_layer is not None} | options
+        options = {"refine": model.config.can_refine} | options
         share = None if self._memory is None else self._memory // (3 if loops and not options["refine"] else 2)
         self._loops_wanted = loops
         self._session, self._next = StreamSession(model, policy, memory=share, **options), _Coming()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .follow import FOLLOWED, Look, Matches, match, patch_centres
-from .geometry import invert_pose
+from .geometry import Similarity, invert_pose
 from .types import ByteArray, FloatArray
 
 Float64 = NDArray[np.float64]
@@ -313,6 +313,13 @@ class _Seen(NamedTuple):
     parallax: Float64
     in_front: NDArray[np.bool_]
     jacobian: Float64
+
+
+def move_points(points: FloatArray, before: FloatArray, after: FloatArray) -> FloatArray:
+    """Bring points ``[..., 3]`` of the world to where they lie before another camera as before the one given."""
+    back = after[:, :3].T.astype(np.float64)
+    move = Similarity(1.0, back @ before[:, :3], back @ (before[:, 3] - after[:, 3]))
+    return move.apply(points).astype(np.float32)
 
 
 def _without_depth(vectors: Float64, parallax: Float64, depth_error: float) -> Float64:

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .geometry import Similarity, decode_pose
+from .geometry import decode_pose
 from .images import preprocess
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
-from .refinement import Refiner
+from .refinement import Refiner, move_points
 from .saving import Facts, Tensors, pack_state, read_session, unpack_state, write_session
 from .stores import Storage
 from .types import FloatArray, Frame, FramePrediction, Placement, Predictions, required
@@ -98,7 +98,7 @@ class StreamSession:
         self._device = next(model.parameters()).device
         self._dtype = _autocast_dtype(self._device) if dtype is None else dtype
         self._outputs = model.check_outputs(outputs)
-        if refine and model.config.match_layer is None:
+        if refine and not model.config.can_refine:
             raise ValueError(
                 "refine=True needs a network with soft matches (config.match_layer), and this one has none"
             )
@@ -404,11 +404,7 @@ def _refined(refiner: Refiner, said: FramePrediction) -> tuple[Refiner, FramePre
     refiner, extrinsics, intrinsics = refiner.step(
         said.image, patches, depth, before, required(said.intrinsics, "camera")
     )
-    points = said.world_points
-    if points is not None:
-        back = extrinsics[:, :3].T.astype(np.float64)
-        move = Similarity(1.0, back @ before[:, :3], back @ (before[:, 3] - extrinsics[:, 3]))
-        points = move.apply(points).astype(np.float32)
+    points = None if said.world_points is None else move_points(said.world_points, before, extrinsics)
     return refiner, replace(said, extrinsics=extrinsics, intrinsics=intrinsics, world_points=points)
 
 

@@ -16,6 +16,7 @@ from streamvggt.follow import FOLLOWED, GUESSED, Look, follow, match, patch_cent
 from streamvggt.geometry import compose, invert_pose
 from streamvggt.loops import match_together
 from streamvggt.metrics import trajectory_metrics
+from streamvggt.predict import Keeping, predict
 from streamvggt.refinement import Points, Refiner
 from streamvggt.submaps import Keyframe, View, jpeg_of
 
@@ -270,3 +271,16 @@ def test_two_frames_of_one_place_say_how_two_sub_maps_lie(rooms):
     assert np.rad2deg(Rotation.from_matrix(found.rotation @ expected[:, :3].T).magnitude()) < 1
     elsewhere = replace(keyframes[1], patches=-keyframes[1].patches)
     assert match_together(keyframes[0], elsewhere, 14)[0] is None
+
+
+def test_evaluation_scores_the_cameras_and_clouds_of_a_refined_stream(like_small):
+    frames = pictures(4)
+    expected = list(sv.StreamSession(like_small, **OPTIONS).run(frames))
+    images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
+    own, points = predict(like_small, images, keeping=Keeping(refine=True))
+    np.testing.assert_allclose(own.extrinsics, np.stack([said.extrinsics for said in expected]), atol=1e-5)
+    for said, cloud, other in zip(expected, own.world_points, points.world_points, strict=True):
+        np.testing.assert_allclose(cloud, sv.unproject(said.depth, said.extrinsics, said.intrinsics), atol=1e-4)
+        np.testing.assert_allclose(other, said.world_points, atol=1e-4)
+    with pytest.raises(ValueError, match="networks with soft matches alone"):
+        predict(sv.load_model("tiny"), images, keeping=Keeping(refine=True))

@@ -40,6 +40,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--width", type=parse_count, default=224, help="of the processed frames, pixels")
     command.add_argument("--mode", choices=("stream", "batch"), help="frame by frame or all at once; stream if it can")
     add_memory_options(command)
+    command.add_argument("--refine", action="store_true", help="find cameras by matched patches, for the bundled model")
     command.add_argument(
         "--synthetic", type=parse_seeds, default=(), metavar="SEEDS", help="made-up scenes, such as 0-15 or 3,5,8"
     )
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"--width must be a multiple of the patch size {patch}, got {options.width}; use {nearest}"
             )
-    keeping = Keeping(options.policy, options.storage, options.memory)
+    keeping = Keeping(options.policy, options.storage, options.memory, options.refine)
     how = {"label": options.model, "keeping": keeping}
     report: dict[str, Any] = {"protocol": None, "sequences": [], "mean": {}, "failures": {}}
     if sequences:

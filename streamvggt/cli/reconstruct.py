@@ -60,6 +60,12 @@ def add(commands: Commands) -> None:
     command.add_argument("--size", type=int, help="width in pixels for the network; the model's own if not given")
     add_memory_options(command)
     command.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="find cameras by matched patches and not by the camera head; if not given, where the network can",
+    )
+    command.add_argument(
         "--long",
         action="store_true",
         help="for hundreds of frames and more: sub-maps that begin anew, are laid on one another, and close loops",
@@ -156,7 +162,8 @@ def _session(options: argparse.Namespace, model: StreamVGGT) -> StreamSession | 
     if options.geometry == "points" or "npz" in options.format:
         outputs.add("points")
     kind = LongSession if options.long else StreamSession
-    how = {"storage": options.storage, "memory": options.memory}
+    refine = model.config.can_refine if options.refine is None else options.refine
+    how = {"storage": options.storage, "memory": options.memory, "refine": refine}
     return kind(model, options.policy, size=options.size, outputs=outputs, **how)
 
 
