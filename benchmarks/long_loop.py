@@ -1,4 +1,4 @@
-"""Drift on long loops: a plain stream against sub-maps, chained and with loops closed.
+"""Drift on long loops: bounded streams, plain and refined, against sub-maps, chained and with loops closed.
 
 Three kinds of data: a network that drifts by a known amount (it is that of the tests), the bundled model on two laps
 through made-up rooms with exact truth, and the bundled model on a real sequence, if one is given.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import streamvggt as sv
-from streamvggt.geometry import compose, invert_pose
+from streamvggt.geometry import align_similarity, compose, invert_pose
 from streamvggt.metrics import trajectory_metrics
 from streamvggt.sequences import load_frames, natural_hw, open_sequence
 from streamvggt.synthetic import SyntheticConfig
@@ -26,6 +26,8 @@ from streamvggt.synthetic.shading import expose, render
 from streamvggt.synthetic.textures import procedural_bank
 
 OUTPUTS = {"camera", "depth"}
+WINDOW = sv.AnchorWindow(1, 15)
+ROWS = ["plain", "refined", "chained", "loops"]
 CLEARANCE_M = 0.25
 
 
@@ -68,14 +70,19 @@ def sequence(folder: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
     return (images.permute(0, 2, 3, 1) * 255).round().byte().numpy(), extrinsics.double().numpy()
 
 
-def sessions(model: Any, length: int, overlap: int, size: int | None) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The rows."""
+def sessions(model: Callable[[], Any], length: int, overlap: int, size: int | None) -> dict[str, Callable[[], Any]]:
+    """What begins the session of each row; cameras are refined where the network can."""
     options = {"outputs": OUTPUTS} | ({} if size is None else {"size": size})
-    yield "`KeepAll()`", lambda: sv.StreamSession(model(), sv.KeepAll(), **options)
-    yield "`AnchorWindow(1, 15)`", lambda: sv.StreamSession(model(), sv.AnchorWindow(1, 15), **options)
     cut = {"length": length, "overlap": overlap, **options}
-    yield "sub-maps, chained", lambda: sv.LongSession(model(), loops=False, **cut)
-    yield "sub-maps, loops closed", lambda: sv.LongSession(model(), **cut)
+    rows = {
+        "plain": lambda: sv.StreamSession(model(), WINDOW, **options),
+        "refined": lambda: sv.StreamSession(model(), WINDOW, refine=True, **options),
+        "chained": lambda: sv.LongSession(model(), WINDOW, loops=False, **cut),
+        "loops": lambda: sv.LongSession(model(), WINDOW, **cut),
+    }
+    if model().config.match_layer is None:
+        del rows["refined"]
+    return rows
 
 
 def run(session: Any, frames: np.ndarray) -> np.ndarray:
@@ -86,27 +93,30 @@ def run(session: Any, frames: np.ndarray) -> np.ndarray:
     return np.stack([p.extrinsics for p in said]).astype(np.float64)
 
 
-def loop_gap(poses: np.ndarray, lap: int) -> float:
-    """Distance of the places of one spot on two laps over the length of a lap, median over the spots, percent."""
-    centres = invert_pose(poses)[..., 3]
-    length = np.linalg.norm(np.diff(centres[: lap + 1], axis=0), axis=1).sum()
-    return 100 * float(np.median(np.linalg.norm(centres[lap:] - centres[:-lap], axis=1)) / length)
+def loop_gap(poses: np.ndarray, truth: np.ndarray, lap: int) -> float:
+    """Error of the way from each place to the one a lap later, over the length of a lap, median, percent.
+
+    Ways are compared after the similarity that lays all places best on the true ones.
+    """
+    centres, true = (invert_pose(each)[..., 3] for each in (poses, truth))
+    centres = align_similarity(centres, true).apply(centres)
+    length = np.linalg.norm(np.diff(true[: lap + 1], axis=0), axis=1).sum()
+    way, true_way = (each[lap:] - each[:-lap] for each in (centres, true))
+    return 100 * float(np.median(np.linalg.norm(way - true_way, axis=1)) / length)
 
 
-def table(
-    name: str, frames: np.ndarray, truth: np.ndarray, rows: Iterator[tuple[str, Callable[[], Any]]], lap: int = 0
-) -> None:
+def table(name: str, frames: np.ndarray, truth: np.ndarray, rows: dict[str, Callable[[], Any]], lap: int) -> None:
     """Print one block of rows as soon as each is there."""
     still = np.tile(np.eye(3, 4), (len(truth), 1, 1))
     print(f"\n**{name}**, {len(frames)} frames\n")
     print("| | ATE | RPE, deg a frame | gap of a lap | loops | MiB at the end |")
     print("|---|--:|--:|--:|--:|--:|")
     print(f"| a camera that stands still | {trajectory_metrics(still, truth).ate_rmse:.3f} | | | | |", flush=True)
-    for row, begin in rows:
+    for row, begin in rows.items():
         session = begin()
         poses = run(session, frames)
         scores = trajectory_metrics(poses, truth)
-        gap = f"{loop_gap(poses, lap):.2f} %" if lap else ""
+        gap = f"{loop_gap(poses, truth, lap):.2f} %" if lap else ""
         loops = len(session.loops) if isinstance(session, sv.LongSession) else ""
         print(
             f"| {row} | {scores.ate_rmse:.3f} | {scores.rpe_rotation_rmse_deg:.2f} | {gap} | {loops} "
@@ -120,36 +130,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small")
     parser.add_argument("--seeds", type=int, nargs="*", default=[2147500000, 2147500001])
-    parser.add_argument("--lap", type=int, default=80, help="frames of a lap; there are two")
+    parser.add_argument("--lap", type=int, default=60, help="frames of a lap; there are two")
     parser.add_argument("--width", type=int, default=224)
     parser.add_argument("--sequence", type=Path, nargs="*", default=[], help="posed sequences")
     parser.add_argument("--length", type=int, nargs="+", default=[32], help="frames of a sub-map")
     parser.add_argument("--overlap", type=int, default=4)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     options = parser.parse_args()
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from drifting import LAP, Drift, KnowsTheTruth, picture, true_pose
 
+    def print_rows(
+        name: str, frames: np.ndarray, truth: np.ndarray, network: Callable[[], Any], size: int | None, lap: int
+    ) -> None:
+        for length in options.length:
+            every = sessions(network, length, options.overlap, size)
+            wanted = [row for row in options.rows if length == options.length[0] or row in ("chained", "loops")]
+            rows = {row: every[row] for row in wanted if row in every}
+            table(f"{name}, sub-maps of {length}", frames, truth, rows, lap)
+
     count = 2 * LAP + 20
     frames, truth = np.stack([picture(i) for i in range(count)]), np.stack([true_pose(i) for i in range(count)])
-    rows = sessions(lambda: KnowsTheTruth(Drift()), options.length[0], options.overlap, None)
-    table("a network that drifts by a known amount", frames, truth, rows, LAP)
+    print_rows("a network that drifts by a known amount", frames, truth, lambda: KnowsTheTruth(Drift()), None, LAP)
     network = sv.load_model(options.model)
-    data = [
-        (
-            f"made-up room {seed}",
-            lambda seed=seed: room_loop(seed, options.lap, 2, (options.width * 3 // 56 * 14, options.width)),
-        )
-        for seed in options.seeds
-    ]
-    data += [(folder.name, lambda folder=folder: sequence(folder, options.width)) for folder in options.sequence]
-    for name, load in data:
-        frames, truth = load()
-        for length in options.length:
-            rows = sessions(lambda: network, length, options.overlap, options.width)
-            if length != options.length[0]:
-                rows = (row for row in rows if row[0].startswith("sub-maps"))
-            table(f"{name}, sub-maps of {length}", frames, truth, rows)
+    for seed in options.seeds:
+        room = room_loop(seed, options.lap, 2, (options.width * 3 // 56 * 14, options.width))
+        print_rows(f"made-up room {seed}", *room, lambda: network, options.width, options.lap)
+    for folder in options.sequence:
+        print_rows(folder.name, *sequence(folder, options.width), lambda: network, options.width, 0)
 
 
 if __name__ == "__main__":

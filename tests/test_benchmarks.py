@@ -98,7 +98,7 @@ def test_the_benchmark_stops_when_the_schemes_do_not_agree(monkeypatch):
 
 
 def test_a_walk_through_a_room_comes_back_to_where_it_began():
-    from long_loop import loop_gap, room_loop
+    from long_loop import room_loop
 
     images, poses = room_loop(2147500000, 6, 2, (14, 28))
     assert images.shape == (12, 14, 28, 3)
@@ -107,8 +107,23 @@ def test_a_walk_through_a_room_comes_back_to_where_it_began():
     back = np.linalg.norm(centres[6:] - centres[:-6], axis=1)
     assert back.max() < 0.25 < steps.min()  # metres; only the height of the second lap is another
     np.testing.assert_allclose(poses[6:, :, :3], poses[:-6, :, :3], atol=1e-6)
-    assert loop_gap(poses, 6) == pytest.approx(100 * np.median(back) / steps[:6].sum())
     assert len({image.tobytes() for image in images}) == 12
+
+
+def test_the_gap_of_a_lap_is_what_a_second_lap_is_off_in_any_world_and_unit():
+    from long_loop import loop_gap
+
+    def cameras(centres):
+        return np.concatenate([np.tile(np.eye(3), (24, 1, 1)), -centres[..., None]], axis=2)
+
+    angle, height = np.arange(24) * (np.pi / 6), 0.2
+    laps = np.stack([np.cos(angle), 0.05 * np.sin(angle / 2), np.sin(angle)], 1)
+    truth = cameras(laps * (1, 0, 1))
+    assert loop_gap(cameras(7 * laps[:, [1, 2, 0]]), cameras(laps), 12) < 1e-9
+    off = laps * (1, 0, 1) + np.where(np.arange(24) < 12, 0, height)[:, None] * (0, 1, 0)
+    scale = 1 / (1 + height**2 / 4)  # of the best similarity: the two laps lie at plus and minus half the height
+    want = 100 * scale * height / (12 * 2 * np.sin(np.pi / 12))
+    assert loop_gap(cameras(7 * off[:, [1, 2, 0]]), truth, 12) == pytest.approx(want)
 
 
 def test_a_stream_that_holds_random_frames_is_measured_against_its_floor(capsys, monkeypatch):
