@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 DEFAULT_FRAMES = 24  # held by rules that are given neither a count nor a memory
 _SPREAD = 4  # frames of which tokens are held, over those that would fit whole
 _POOL = 16  # patch queries that are averaged, as in XStreamVGGT
+_BLOCK = 1024  # tokens whose keys are averaged at a time
 _MOST_FRAMES = 2**15 - 1  # of which single tokens are held: their labels are 16-bit
 
 
@@ -269,7 +270,9 @@ class QueryImportance:
         groups = queries[:, tokens.special :].split(_POOL, dim=1)
         pooled = torch.cat([queries[:, : tokens.special], *(group.mean(1, keepdim=True) for group in groups)], dim=1)
         mean = pooled.mean(1)[..., None]  # a mean of products is the product with the mean
-        products = [(keys.mean(1) @ mean.to(keys.dtype))[..., 0].float() for keys in tokens.key_blocks()]
+        # Some at a time: the mean of all keys would be another buffer.
+        blocks = (keys for block in tokens.key_blocks() for keys in block.split(_BLOCK, dim=2))
+        products = [(keys.mean(1) @ mean.to(keys.dtype))[..., 0].float() for keys in blocks]
         return torch.cat(products, dim=1)[:, None].expand_as(tokens.candidates)
 
 

@@ -136,8 +136,8 @@ class NativeStore(_Buffers):
         return scaled_dot_product_attention(q, keys[:, :, :used], values[:, :, :used])
 
     def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
-        """Keys of the first ``used`` tokens, some at a time."""
-        yield from self.buffers["keys"][:, :, :used].split(_BLOCK, dim=2)
+        """Keys of the first ``used`` tokens, all at once: nothing is copied."""
+        yield self.buffers["keys"][:, :, :used]
 
 
 class Int8Store(_Buffers):
