@@ -157,3 +157,19 @@ def test_a_stream_that_holds_random_frames_is_measured_against_its_floor(capsys,
     names = {"KeepAll": fourth, "AnchorWindow": bounded, "Keyframes": bounded}
     names |= {"KeyDiversity": fourth, "QueryImportance": fourth}
     assert [row[:6] for row in rows] == [[name, s, *row] for name, row in names.items() for s in ("native", "int8")]
+
+
+def test_int8_is_measured_beside_native_storage_on_the_same_walk(tmp_path):
+    import int8
+
+    out = tmp_path / "int8.md"
+    int8.main(["--model", "tiny", "--width", "28", "--held", "2", "--frames", "2", "--out", str(out)])
+    [line] = [line for line in out.read_text().splitlines() if line.startswith("| walk 3")]
+    row = [cell.strip() for cell in line.split("|")[1:-1]]
+    # 2 frames of 9 tokens: 4 layers of keys and values 48 wide in float32; in int8 a byte each, and scales of 2 bytes,
+    # one for each of 4 heads of a value and for each channel of a frame's keys.
+    numbers = 2 * 9 * 4 * 48
+    native, as_bfloat16, stored = 2 * 4 * numbers, 2 * 2 * numbers, 2 * numbers + 2 * (2 * 9 * 4 * 4 + 2 * 4 * 48)
+    assert row[:6] == ["walk 3", "2", f"{native:,}", f"{as_bfloat16:,}", f"{stored:,}", f"{stored / as_bfloat16:.4f}"]
+    assert float(row[6].removesuffix(" %")) < 0.1
+    assert float(row[7]) == pytest.approx(float(row[8].split()[0]), rel=1e-2)
