@@ -98,12 +98,15 @@ def _seen_from(
     height, width = reference.image.shape
     matches = match(reference, other, places, patch_size)
     points = Points.of(reference, matches, np.array([width / 2, height / 2]))
+    if points.followed < _MATCHES:
+        return Similarity.identity(), points.followed
     camera = points.fit(reference.extrinsics, log_focal).extrinsics
     good = (points.weight >= FOLLOWED) & (points.errors(camera, log_focal) < _AGREE_PX)
-    if good.sum() < _MATCHES:
-        return Similarity.identity(), int(good.sum())
-    column, row = np.rint((points.found[good] + (width / 2, height / 2)) / patch_size - 0.5).astype(int).T
+    column, row = np.rint((points.found + np.array([width, height]) / 2) / patch_size - 0.5).astype(int).T
     own = other.depth.reshape(height // patch_size, width // patch_size)
     own = own[row.clip(0, own.shape[0] - 1), column.clip(0, own.shape[1] - 1)]
-    unit = np.exp(np.median(np.log(points.depth_in(camera, log_focal)[good] / own)))
+    good &= np.isfinite(own) & (own > 0)
+    if good.sum() < _MATCHES:
+        return Similarity.identity(), int(good.sum())
+    unit = np.exp(np.median(np.log(points.depth_in(camera, log_focal)[good] / own[good])))
     return camera_pose(camera, float(unit)), int(good.sum())

@@ -115,8 +115,9 @@ class Refiner:
     ) -> tuple[Refiner, FloatArray, FloatArray]:
         """Find the camera of the next frame.
 
-        The first camera stays what the network said. Where a frame has too little in common with those before it, the
-        camera stays where the last one was.
+        The first camera stays what the network said. Where too little of a frame is followed to a pixel, the camera
+        stays where the last one was; so does one of frames with fewer than 20 patches. The keyframe stays too, so that
+        a flash or a hand before the lens does not end what is known.
 
         Args:
             image: RGB, uint8 ``[H, W, 3]``.
@@ -143,7 +144,11 @@ class Refiner:
             return begun, extrinsics, begun._intrinsics(centre)
         sights = [self.previous, *([] if self.keyframe is self.previous else [self.keyframe])]
         seen = [Points.of(sight, match(sight, new, places, self.patch_size), centre) for sight in sights]
-        after, camera = self._fit(seen)
+        fitted = self._fit(seen) or self._fit(seen[1:])  # what came between may have been a flash
+        if fitted is None:
+            lost = replace(self, previous=replace(new, extrinsics=self.previous.extrinsics))
+            return lost, self.previous.extrinsics.astype(np.float32), self._intrinsics(centre)
+        after, camera = fitted
         new = replace(new, extrinsics=camera)
         agree = seen[-1].errors(camera, after.log_focal) < _SAME
         moved = np.linalg.norm(seen[-1].found - seen[-1].start, axis=1)
@@ -151,16 +156,20 @@ class Refiner:
         after = replace(after, previous=new, keyframe=new if due else self.keyframe)
         return after, camera.astype(np.float32), after._intrinsics(centre)
 
-    def _fit(self, seen: list[Points]) -> tuple[Refiner, Float64]:
-        """Fit the camera to what was found of the previous frame and, where they agree, of the keyframe."""
+    def _fit(self, seen: list[Points]) -> tuple[Refiner, Float64] | None:
+        """Fit the camera to what was found of a frame and, where they agree, of others; None if that is too little.
+
+        Places that are only guessed do not make a camera: they lean to the middle of the image, so that of a bare wall
+        it would wander off.
+        """
         assert self.previous is not None
-        used, last = seen[0], self.previous.extrinsics
-        if len(used.depth) < _FEWEST:
-            return self, last
-        fit = used.fit(last, self.log_focal)
+        if not seen or seen[0].followed < _FEWEST:
+            return None
+        used = seen[0]
+        fit = used.fit(self.previous.extrinsics, self.log_focal)
         for more in seen[1:]:
             same = more.select(more.errors(fit.extrinsics, self.log_focal) < _SAME)
-            if (same.weight >= FOLLOWED).sum() >= _FEWEST:
+            if same.followed >= _FEWEST:
                 used = used.join(same)
         after = self
         for _ in range(2):  # again, with what the first time said of the focal length
@@ -174,7 +183,7 @@ class Refiner:
             if settled:
                 break
         if (used.errors(fit.extrinsics, after.log_focal) < _SAME).sum() < _FEWEST:
-            return self, last
+            return None
         return after, fit.extrinsics
 
     def _intrinsics(self, centre: Float64) -> FloatArray:
@@ -221,6 +230,11 @@ class Points:
         pose = np.broadcast_to(invert_pose(sight.extrinsics), (len(depth), 3, 4))
         points = cls(matches.at - centre, depth, pose, matches.found - centre, matches.weight)
         return points.select(np.isfinite(depth) & (depth > 0) & np.isfinite(points.found).all(1))
+
+    @property
+    def followed(self) -> int:
+        """How many were followed to a pixel."""
+        return int((self.weight >= FOLLOWED).sum())
 
     def select(self, which: NDArray[np.bool_]) -> Points:
         """Those of a mask."""

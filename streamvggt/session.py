@@ -275,7 +275,8 @@ class StreamSession:
             refiner = self._refiner
             if refiner is not None:
                 for i, (prediction, patches) in enumerate(zip(predictions, _patches(said), strict=True)):
-                    refiner, predictions[i] = _refined(refiner, replace(prediction, patch_descriptors=patches))
+                    # A copy: a frame that is kept must not keep the others of its chunk.
+                    refiner, predictions[i] = _refined(refiner, replace(prediction, patch_descriptors=patches.copy()))
         self._refiner = refiner
         return predictions
 
