@@ -101,26 +101,20 @@ def follow(image: ByteArray, other: ByteArray, at: Float64, guess: Float64) -> t
     for level, scaled in ((1, avg_pool2d(pair, 2)), (0, pair)):
         scale = 2**level
         here, there = ((xy + 0.5) / scale - 0.5 for xy in (start, place))
-        wanted = _sample(scaled[0], here[:, None] + offsets)
-        ahead, behind = (
-            torch.stack([_sample(scaled[0], here[:, None] + offsets + sign * axis) for axis in torch.eye(2)], -1)
-            for sign in (1, -1)
-        )
-        gradient = (ahead - behind) / 2
-        wanted = wanted - wanted.mean(1, keepdim=True)
-        gradient = gradient - gradient.mean(1, keepdim=True)
+        image_slopes = torch.gradient(scaled[0, 0], dim=(1, 0))
+        window = _sample(torch.stack([scaled[0, 0], *image_slopes]), here[:, None] + offsets)
+        wanted, *slopes = (part - part.mean(1, keepdim=True) for part in window)
+        gradient = torch.stack(slopes, -1)
         square = gradient.transpose(1, 2) @ gradient
         solve = torch.linalg.inv(square + 1e-3 * len(offsets) * torch.eye(2))
         for _ in range(_STEPS):
-            seen = _sample(scaled[1], there[:, None] + offsets)
-            seen = seen - seen.mean(1, keepdim=True)
+            seen = _centred(scaled[1], there[:, None] + offsets)
             contrast = (wanted.square().sum(1) / seen.square().sum(1).clamp_min(1e-6)).sqrt().clamp(0.5, 2)
             missing = (wanted - contrast[:, None] * seen)[:, None] @ gradient
             step = (missing @ solve)[:, 0]
             there = there + step * (2 / step.norm(dim=1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
         place = (there + 0.5) * scale - 0.5
-    seen = _sample(pair[1], place[:, None] + offsets)
-    seen = seen - seen.mean(1, keepdim=True)
+    seen = _centred(pair[1], place[:, None] + offsets)
     alike = (wanted * seen).sum(1) / (wanted.square().sum(1) * seen.square().sum(1) + 1e-6).sqrt()
     texture = torch.linalg.eigvalsh(square)[:, 0] / len(offsets)
     good = (alike > _ALIKE) & (texture > _TEXTURE)
@@ -134,7 +128,13 @@ def patch_centres(image_hw: tuple[int, int], patch_size: int) -> Float64:
 
 
 def _sample(image: Tensor, xy: Tensor) -> Tensor:
-    """Read an image ``[1, H, W]`` between its pixels at ``[M, P, 2]``; outside, its border goes on."""
+    """Read an image ``[C, H, W]`` between its pixels at ``[M, P, 2]``, ``[C, M, P]``; outside, its border goes on."""
     size = torch.tensor([image.shape[-1], image.shape[-2]])
     grid = (2 * xy + 1) / size - 1
-    return grid_sample(image[None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+    return grid_sample(image[None], grid[None], padding_mode="border", align_corners=False)[0]
+
+
+def _centred(image: Tensor, xy: Tensor) -> Tensor:
+    """Windows of an image ``[1, H, W]``, each less its mean, ``[M, P]``."""
+    seen = _sample(image, xy)[0]
+    return seen - seen.mean(1, keepdim=True)
