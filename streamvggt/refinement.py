@@ -31,6 +31,7 @@ _DAMPING, _LONGEST_STEP = 1e-6, 0.5
 _NUDGE = 1e-3  # of the logarithm of the focal length
 
 _SAME = 8.0  # error in pixels up to which a match agrees with a camera
+_FEWEST_FOLLOWED = 8  # to a pixel, of a frame
 _FEWEST = 20  # matches that agree, below which a frame tells nothing
 _SEEN_STILL = 0.5  # of the patches must be seen of a keyframe, or the next one is due
 _MOVED = 0.2  # of the width; likewise
@@ -163,7 +164,7 @@ class Refiner:
         it would wander off.
         """
         assert self.previous is not None
-        if not seen or seen[0].followed < _FEWEST:
+        if not seen or seen[0].followed < _FEWEST_FOLLOWED:
             return None
         used = seen[0]
         fit = used.fit(self.previous.extrinsics, self.log_focal)
