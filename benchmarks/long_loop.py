@@ -80,7 +80,7 @@ def sessions(model: Callable[[], Any], length: int, overlap: int, size: int | No
         "chained": lambda: sv.LongSession(model(), WINDOW, loops=False, **cut),
         "loops": lambda: sv.LongSession(model(), WINDOW, **cut),
     }
-    if model().config.match_layer is None:
+    if not model().config.can_refine:
         del rows["refined"]
     return rows
 
