@@ -147,8 +147,9 @@ class Refiner:
         seen = [Points.of(sight, match(sight, new, places, self.patch_size), centre) for sight in sights]
         fitted = self._fit(seen) or self._fit(seen[1:])  # what came between may have been a flash
         if fitted is None:
-            lost = replace(self, previous=replace(new, extrinsics=self.previous.extrinsics))
-            return lost, self.previous.extrinsics.astype(np.float32), self._intrinsics(centre)
+            last = self.previous.extrinsics.copy()  # the keyframe may have them: files take no array twice
+            lost = replace(self, previous=replace(new, extrinsics=last))
+            return lost, last.astype(np.float32), self._intrinsics(centre)
         after, camera = fitted
         new = replace(new, extrinsics=camera)
         agree = seen[-1].errors(camera, after.log_focal) < _SAME
