@@ -173,3 +173,15 @@ def test_int8_is_measured_beside_native_storage_on_the_same_walk(tmp_path):
     assert row[:6] == ["walk 3", "2", f"{native:,}", f"{as_bfloat16:,}", f"{stored:,}", f"{stored / as_bfloat16:.4f}"]
     assert float(row[6].removesuffix(" %")) < 0.1
     assert float(row[7]) == pytest.approx(float(row[8].split()[0]), rel=1e-2)
+
+
+@pytest.mark.parametrize(("model", "rows"), [("small", 6), ("tiny", 5)])
+def test_the_stages_of_a_frame_are_timed_and_matches_where_the_network_makes_some(model, rows, capsys, monkeypatch):
+    import stages
+
+    monkeypatch.setattr(
+        sys, "argv", ["stages.py", "--model", model, "--size", "28", "42", "--held", "2", "--frames", "2"]
+    )
+    stages.main()
+    lines = capsys.readouterr().out.splitlines()[4:]
+    assert len(lines) == rows and ("camera by matches" in lines[-2]) == (model == "small")
