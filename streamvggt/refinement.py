@@ -177,7 +177,8 @@ class Refiner:
         for _ in range(2):  # again, with what the first time said of the focal length
             fit = used.fit(fit.extrinsics, after.log_focal)
             certainty = self.certainty + _FOCAL_TRUST * fit.information
-            change = _FOCAL_TRUST * fit.gradient / certainty
+            pull = self.certainty * (self.log_focal - after.log_focal)
+            change = (_FOCAL_TRUST * fit.gradient + pull) / certainty
             low, high = self.log_focal_first - _FOCAL_RANGE, self.log_focal_first + _FOCAL_RANGE
             focal = min(max(after.log_focal + change, low), high)
             settled = abs(focal - after.log_focal) < 0.01
