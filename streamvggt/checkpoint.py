@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from .config import StreamVGGTConfig
 from .model import StreamVGGT
@@ -139,9 +138,6 @@ def load_model(
         )
         raise CheckpointError(f"the tensors of {source} do not fit the network: {mismatch}; {advice}")
     model.load_state_dict(_place(tensors, device, dtype or torch.float32, source), strict=True, assign=True)
-    # As their feature maps: else every call of a convolution copies its weights into this order first.
-    for head in (model.depth_head, model.point_head):
-        convert_conv2d_weight_memory_format(head, torch.channels_last)
     return model.eval()
 
 

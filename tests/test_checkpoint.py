@@ -128,17 +128,6 @@ def test_saving_and_loading_is_bitwise_and_keeps_the_configuration(tmp_path):
         assert file.metadata() == {"format": "streamvggt", "config": config.to_json()}
 
 
-def test_weights_of_dense_heads_lie_as_their_maps_do_in_memory_and_plainly_in_files(tmp_path):
-    loaded = load_model("tiny")
-    weight = loaded.depth_head.pyramid.out_conv.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    save_model(loaded, tmp_path / "model.safetensors")
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert torch.equal(file.get_tensor("depth_head.pyramid.out_conv.weight"), weight)
-    again = load_model(tmp_path / "model.safetensors").state_dict()
-    assert all(torch.equal(x, again[name]) for name, x in loaded.state_dict().items())
-
-
 def test_eight_bits_a_weight_take_a_quarter_and_round_by_half_a_step_at_most(tmp_path, tiny):
     save_model(tiny, tmp_path / "whole.safetensors")
     save_model(tiny, tmp_path / "small.safetensors", storage="int8")

@@ -295,7 +295,7 @@ def test_an_example_is_there_at_first_and_another_comes_by_a_click(browser, tmp_
             wait_status(page, "done")
             assert run_shown(page) == "example-living_room"
             page.get_by_role("button", name="Up a narrow street").click()
-            wait(page, f"{STATS}.run === 'example-street' && {STATS}.frames === 10")
+            wait(page, f"{STATS}.run === 'example-street' && {STATS}.frames === 9")
     finally:
         app.close()
 
