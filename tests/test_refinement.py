@@ -17,7 +17,7 @@ from streamvggt.geometry import compose, invert_pose
 from streamvggt.loops import match_together
 from streamvggt.metrics import trajectory_metrics
 from streamvggt.predict import Keeping, predict
-from streamvggt.refinement import Points, Refiner
+from streamvggt.refinement import Fit, Points, Refiner, Sight
 from streamvggt.submaps import Keyframe, View, jpeg_of
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -139,6 +139,20 @@ def test_rotation_tells_the_focal_length_and_going_straight_ahead_does_not():
     step = told["turns"].gradient / told["turns"].information  # Newton's, in the logarithm
     assert step == pytest.approx(-np.log(1.05), abs=0.015)
     assert told["ahead"].information < 0.02 * told["turns"].information
+
+
+def test_what_a_frame_tells_of_the_focal_length_counts_once(monkeypatch):
+    """By a frame that is told to ask for half again as long a lens, with as much right as the network has."""
+    wanted, certainty = np.log(150.0 * 1.5), 25.0
+    information = certainty / 0.1  # a tenth of it is believed
+    monkeypatch.setattr(Points, "fit", lambda _, pose, focal: Fit(pose, information * (wanted - focal), information))
+    monkeypatch.setattr(Points, "errors", lambda self, *_: np.zeros(len(self.depth)))
+    points, *_ = scene(np.random.default_rng(0))
+    sight = Sight(np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1), np.eye(3, 4))
+    refiner = Refiner(14, sight, sight, np.log(150.0), np.log(150.0), certainty)
+    after, _ = refiner._fit([points])
+    assert after.log_focal == pytest.approx((np.log(150.0) + wanted) / 2)  # half way, also after the second look
+    assert after.certainty == pytest.approx(2 * certainty)
 
 
 @pytest.fixture(scope="module")
