@@ -65,9 +65,10 @@ def match_together(earlier: Keyframe, later: Keyframe, patch_size: int) -> tuple
         From the later sub-map's world to the earlier one's, or None if too little agrees; and the share of the patches
         that does.
     """
-    places = patch_centres(later.image().shape[:2], patch_size)
-    log_focal = math.log(later.view.focal_px(later.image().shape[:2]))  # known better than earlier
-    first, second = (_sight(keyframe, places) for keyframe in (earlier, later))
+    first, second = (_sight(keyframe, patch_size) for keyframe in (earlier, later))
+    image_hw = second.image.shape[0], second.image.shape[1]
+    places = patch_centres(image_hw, patch_size)
+    log_focal = math.log(later.view.focal_px(image_hw))  # known better than earlier
     (there, count), (back, count_back) = (
         _seen_from(reference, other, places, patch_size, log_focal)
         for reference, other in ((first, second), (second, first))
@@ -84,10 +85,11 @@ def match_together(earlier: Keyframe, later: Keyframe, patch_size: int) -> tuple
     return forth, shared
 
 
-def _sight(keyframe: Keyframe, places: NDArray[np.float64]) -> Sight:
+def _sight(keyframe: Keyframe, patch_size: int) -> Sight:
     image, view = keyframe.image(), keyframe.view
+    image_hw = image.shape[0], image.shape[1]
     patches = required(keyframe.patches, "camera").astype(np.float32)
-    depth = view.depth_near(places, image.shape[:2])
+    depth = view.depth_near(patch_centres(image_hw, patch_size), image_hw)
     return Sight(patches, brightness(image), depth, np.asarray(view.extrinsics, np.float64))
 
 
