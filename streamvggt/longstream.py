@@ -20,8 +20,8 @@ from .memory import byte_count
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
 from .posegraph import require_scipy
-from .saving import Facts, Tensors, read_session, write_session
-from .session import Prepared, StreamSession, in_groups, pack_session, session_options, unpack_session
+from .saving import Facts, Tensors, read_session, rule_facts, rule_of, write_session
+from .session import Prepared, StreamSession, in_groups, pack_session, require_one_size, session_options, unpack_session
 from .submaps import (
     Arrays,
     Keyframe,
@@ -97,13 +97,21 @@ class LongSession:
         if loops:
             require_scipy()
         self.model, self.length, self.overlap = model, length, overlap
+        self._loops_wanted, self._asked = loops, policy
         self._memory = None if memory is None else byte_count(memory)
         options = {"refine": model.config.can_refine} | options
-        share = None if self._memory is None else self._memory // (3 if loops and not options["refine"] else 2)
-        self._loops_wanted = loops
-        self._session, self._next = StreamSession(model, policy, memory=share, **options), _Coming()
+        self._looks = loops and not options["refine"]
+        self._begin(StreamSession(model, policy, memory=self._share(self._memory), **options))
+
+    def _begin(self, session: StreamSession) -> None:
+        """Have seen nothing."""
+        self._session, self._next = session, _Coming()
         self._atlas = Atlas()
         self._cameras: list[FloatArray] = []  # as they were given out
+
+    def _share(self, memory: int | None) -> int | None:
+        """What each of the streams that can be there at once may remember of ``memory`` bytes."""
+        return None if memory is None else memory // (3 if self._looks else 2)
 
     @property
     def num_frames(self) -> int:
@@ -145,6 +153,35 @@ class LongSession:
         """
         return self._atlas.corrections(self._cameras)
 
+    @property
+    def policy(self) -> CachePolicy:
+        """Which frames of the newest sub-map are kept, see :attr:`StreamSession.policy`."""
+        return self._session.policy
+
+    def set_policy(self, policy: CachePolicy, *, memory: int | str | None = None) -> None:
+        """Go on with another policy and memory, also in sub-maps to come, see :meth:`StreamSession.set_policy`.
+
+        Args:
+            policy: which frames of a sub-map are kept from here on.
+            memory: as for a new session; None sets no limit.
+
+        Raises:
+            ValueError: as there. The stream is as it was before, save that an overlap may begin anew.
+        """
+        count = None if memory is None else byte_count(memory)
+        try:
+            for session in filter(None, (self._next.session, self._session)):
+                session.set_policy(policy, memory=self._share(count))
+        except BaseException:
+            self._next = _Coming()  # it may have changed
+            raise
+        self._asked, self._memory = policy, count
+
+    def reset(self) -> None:
+        """Forget the stream, its sub-maps and its loops: the next frame is the first of a new one."""
+        options = session_options(self._session)
+        self._begin(StreamSession(self.model, self._asked, memory=self._share(self._memory), **options))
+
     def step(self, frame: Frame | NDArray[np.uint8]) -> FramePrediction:
         """Take the next frame of the stream and say what it shows, in the world as it is known now.
 
@@ -154,7 +191,21 @@ class LongSession:
         Raises:
             ValueError: as there. The stream is as it was before the call.
         """
-        return self._take([self._prepare(frame, 0)])[0]
+        return self.step_many([frame])[0]
+
+    def step_many(self, frames: Sequence[Frame | NDArray[np.uint8]]) -> list[FramePrediction]:
+        """Take the next frames of the stream at once, see :meth:`StreamSession.step_many`.
+
+        Args:
+            frames: one or more, each as :meth:`step` takes it; at the borders of sub-maps they are taken in parts.
+
+        Raises:
+            ValueError: as there. The stream is as it was before the call. (Where the memory of the machine runs out,
+                the parts before have been seen, see :attr:`num_frames`.)
+        """
+        prepared = [self._prepare(frame, i) for i, frame in enumerate(frames)]
+        require_one_size(prepared)
+        return list(self._predict(prepared))
 
     def run(self, frames: Iterable[Frame | NDArray[np.uint8]], *, chunk: int = 1) -> Iterator[FramePrediction]:
         """Take frames one after the other, yield a prediction for each, and look for loops once more at the end.
@@ -167,10 +218,7 @@ class LongSession:
             ValueError: as there.
         """
         for group in in_groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
-            while group:
-                said = self._take(group)
-                yield from said
-                group = group[len(said) :]
+            yield from self._predict(group)
         self.close_loops()
 
     def close_loops(self) -> None:
@@ -212,6 +260,7 @@ class LongSession:
         tensors["cameras"] = torch.from_numpy(np.array(self._cameras, np.float32).reshape(-1, 3, 4))
         facts: Facts = {
             "long": {"length": self.length, "overlap": self.overlap, "loops": self._loops_wanted},
+            "asked": rule_facts(self._asked),
             "memory": self._memory,
             "atlas": atlas_facts,
             "coming": (len(coming.keyframes), len(coming.shared)),
@@ -234,7 +283,7 @@ class LongSession:
 
         first = unpack_session(model, facts["session"], part("session"))
         options = session_options(first)
-        session = cls(model, first.policy, memory=facts["memory"], **facts["long"], **options)
+        session = cls(model, rule_of(facts["asked"]), memory=facts["memory"], **facts["long"], **options)
         session._session = first
         session._atlas = Atlas.unpack(arrays("atlas"), facts["atlas"])
         session._cameras = list(tensors["cameras"].numpy())
@@ -249,6 +298,13 @@ class LongSession:
     def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> Prepared:
         """Bring the frame that comes after ``ahead`` others to the form that the network takes."""
         return Prepared.of(frame, self.num_frames + ahead, self._session.size, self.model.config.patch_size)
+
+    def _predict(self, frames: Sequence[Prepared]) -> Iterator[FramePrediction]:
+        """Extend the stream by frames of one size."""
+        while frames:
+            said = self._take(frames)
+            yield from said
+            frames = frames[len(said) :]
 
     def _take(self, frames: Sequence[Prepared]) -> list[FramePrediction]:
         """Take those of the frames that come before the next border: where an overlap begins or ends.

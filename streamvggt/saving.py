@@ -26,7 +26,7 @@ from .static import require_compiler
 from .tokens import TokenCache
 from .tracks import TrackQuery
 
-_VERSION = 3  # of what is packed
+_VERSION = 4  # of what is packed
 _FORMATS = {
     "StreamSession": f"streamvggt session {_VERSION}",
     "LongSession": f"streamvggt long session {_VERSION}",
@@ -124,8 +124,8 @@ def pack_state(state: StreamState) -> tuple[Tensors, Facts]:
     tensors |= {f"pyramid.{frame}.{i}": level for frame, levels in pyramids.items() for i, level in enumerate(levels)}
     tensors |= {f"query.{i}": query.points for i, query in enumerate(state.tracks.queries)}
     facts = {
-        "asked": _rule_facts(state.asked_policy),
-        "policy": _rule_facts(state.slots.policy),
+        "asked": rule_facts(state.asked_policy),
+        "policy": rule_facts(state.slots.policy),
         "full": state.full,
         "memory": state.memory,
         "storage": state.storage,
@@ -158,8 +158,8 @@ def unpack_state(model: StreamVGGT, facts: Facts, tensors: Mapping[str, Tensor])
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     options = {name: facts[name] for name in ("storage", "camera_cache", "memory")}
     compiled = facts["compile"] and _can_compile(model)
-    state = model.new_state(_rule(facts["asked"]), compile=compiled, **options)
-    state.start(_rule(facts["policy"]))
+    state = model.new_state(rule_of(facts["asked"]), compile=compiled, **options)
+    state.start(rule_of(facts["policy"]))
     state.full, slots = facts["full"], state.slots
     slots.frames, slots.num_frames = list(facts["frames"]), facts["num_frames"]
     slots.prototypes = {frame: tensors[f"prototype.{frame}"] for frame in slots.frames}
@@ -195,17 +195,17 @@ def _can_compile(model: StreamVGGT) -> bool:
     return True
 
 
-def _rule_facts(rule: object) -> Facts:
+def rule_facts(rule: object) -> Facts:
     """A policy or score as JSON has it."""
     if type(rule).__name__ not in _RULES or not is_dataclass(rule):
         raise ValueError(f"{rule} is none of this package's policies and scores, and cannot be saved")
     values = {field.name: getattr(rule, field.name) for field in fields(rule)}
     return {"rule": type(rule).__name__} | {
-        name: _rule_facts(value) if is_dataclass(value) else value for name, value in values.items()
+        name: rule_facts(value) if is_dataclass(value) else value for name, value in values.items()
     }
 
 
-def _rule(facts: Mapping[str, Any]) -> Any:
-    """The policy or score that :func:`_rule_facts` describes."""
-    values = {name: _rule(value) if isinstance(value, dict) else value for name, value in facts.items()}
+def rule_of(facts: Mapping[str, Any]) -> Any:
+    """The policy or score that :func:`rule_facts` describes."""
+    values = {name: rule_of(value) if isinstance(value, dict) else value for name, value in facts.items()}
     return _RULES[values.pop("rule")](**values)

@@ -232,8 +232,6 @@ class StreamSession:
         Raises:
             ValueError: there is no frame, or as for :meth:`step`. The stream is as it was before the call.
         """
-        if not frames:
-            raise ValueError("step_many() needs at least one frame, got none")
         prepared = [frame if isinstance(frame, Prepared) else self._prepare(frame, i) for i, frame in enumerate(frames)]
         return self._predict(prepared, query_points)
 
@@ -260,11 +258,8 @@ class StreamSession:
         self, frames: Sequence[Prepared], query_points: NDArray[np.floating[Any]] | None = None
     ) -> list[FramePrediction]:
         """Extend the stream by frames of one size."""
+        require_one_size(frames)
         first, image_hw = self.num_frames, frames[0].placement.image_hw
-        other = next((frame.placement.image_hw for frame in frames if frame.placement.image_hw != image_hw), None)
-        if other is not None:
-            was, now = (f"{height}x{width}" for height, width in (image_hw, other))
-            raise ValueError(f"frames of {was} and of {now} pixels cannot be one stream; start another stream")
         images = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(self._device)[None]
         queries = None if query_points is None else self._query_tensor(query_points, image_hw)
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
@@ -342,6 +337,17 @@ def _autocast_dtype(device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def require_one_size(frames: Sequence[Prepared]) -> None:
+    """Raise ValueError where there is no frame, or where they differ in size."""
+    if not frames:
+        raise ValueError("step_many() needs at least one frame, got none")
+    image_hw = frames[0].placement.image_hw
+    other = next((frame.placement.image_hw for frame in frames if frame.placement.image_hw != image_hw), None)
+    if other is not None:
+        was, now = (f"{height}x{width}" for height, width in (image_hw, other))
+        raise ValueError(f"frames of {was} and of {now} pixels cannot be one stream; start another stream")
 
 
 def in_groups(frames: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
