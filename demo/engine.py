@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from streamvggt import (
     Similarity,
     StreamSession,
     StreamVGGT,
+    in_groups,
     is_out_of_memory,
     load_model,
     preprocess,
@@ -58,7 +60,7 @@ class Moved:
 
 
 class Engine:
-    """Networks, loaded when they are first needed; a lock lets one frame of one visitor through at a time.
+    """Networks, loaded when they are first needed; a lock lets frames of one visitor through at a time.
 
     The last network used stays loaded. Where Hugging Face's ZeroGPU lends a GPU by the call, a whole run is one call.
     """
@@ -81,14 +83,16 @@ class Engine:
             self._model("small")
 
     def stream(
-        self, frames: Iterable[Frame], settings: RunSettings, notice: Callable[[str], None]
+        self, frames: Iterable[Frame], settings: RunSettings, notice: Callable[[str], None], *, live: bool = False
     ) -> Iterator[Step | Moved]:
         """Yield a step for each frame as soon as it is there, and where all of them belong if loops were closed.
 
         Args:
-            frames: taken one at a time, but where a GPU is lent by the call all before the first step.
+            frames: the first is taken alone, those behind it as :attr:`RunSettings.together` says; where a GPU is lent
+                by the call, all before the first step.
             settings: the visitor's choices.
             notice: called with a remark for the visitor, such as that other weights were taken.
+            live: each frame is worth more now than two of them sooner: they are taken one at a time.
 
         Raises:
             EngineError: memory ran out, or the weights cannot be loaded.
@@ -100,7 +104,7 @@ class Engine:
             return
         session = settings.session(model)
         try:
-            yield from _said(session, frames, self._step_lock)
+            yield from _said(session, frames, self._step_lock, 1 if live else settings.together)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -151,16 +155,20 @@ class Engine:
         # lock: another thread may have held that at the fork.
         if self._loaded is None or self._loaded[0] != source:
             self._loaded = (source, load_model(source, device="cuda" if torch.cuda.is_available() else "cpu"))
-        yield from _said(settings.session(self._loaded[1]), (Frame(**fields) for fields in arrays), nullcontext())
+        session = settings.session(self._loaded[1])
+        yield from _said(session, (Frame(**fields) for fields in arrays), nullcontext(), settings.together)
 
 
 def _said(
-    session: StreamSession | LongSession, frames: Iterable[Frame], lock: AbstractContextManager[Any]
+    session: StreamSession | LongSession, frames: Iterable[Frame], lock: AbstractContextManager[Any], together: int
 ) -> Iterator[Step | Moved]:
-    for frame in frames:
+    frames = iter(frames)
+    first = ([frame] for frame in islice(frames, 1))
+    for group in chain(first, in_groups(frames, together, lambda frame: frame.image.shape)):
         with lock:
-            prediction = session.step(frame)
-        yield Step(replace(prediction, placement=None, descriptor=None, patch_descriptors=None), session.nbytes)
+            predictions = session.step_many(group)
+        for said in predictions:
+            yield Step(replace(said, placement=None, descriptor=None, patch_descriptors=None), session.nbytes)
     if isinstance(session, LongSession):
         with lock:
             session.close_loops()

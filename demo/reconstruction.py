@@ -47,7 +47,7 @@ def reconstruct(run: Run, engine: Engine) -> str | None:
         OSError: the disk is full.
     """
     chunks = _Chunks(run)
-    with closing(engine.stream(_frames(run), run.settings, run.notice)) as steps:
+    with closing(engine.stream(_frames(run), run.settings, run.notice, live=run.source.live)) as steps:
         for step in steps:
             if isinstance(step, Moved):
                 _move(run, step.corrections)

@@ -48,7 +48,7 @@ from .pictures import depth_picture, overview_camera, render_points
 from .policies import AnchorWindow, CachePolicy, KeepAll, KeyDiversity, Keyframes, QueryImportance, TokenBudget
 from .saving import SavedSessionError
 from .scene import PointFilter, Scene
-from .session import StreamSession
+from .session import StreamSession, in_groups
 from .state import StreamState
 from .thinning import VoxelThinning
 from .turntable import turntable_mp4
@@ -97,6 +97,7 @@ __all__ = [
     "from_pretrained",
     "from_source_xy",
     "glb_bytes",
+    "in_groups",
     "invert_pose",
     "is_out_of_memory",
     "load_model",

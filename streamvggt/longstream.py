@@ -217,7 +217,8 @@ class LongSession:
         Raises:
             ValueError: as there.
         """
-        for group in in_groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
+        prepared = (self._prepare(frame, i % chunk) for i, frame in enumerate(frames))
+        for group in in_groups(prepared, chunk, Prepared.image_hw):
             yield from self._predict(group)
         self.close_loops()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from .saving import Facts, Tensors, pack_state, read_session, unpack_state, writ
 from .stores import Storage
 from .types import FloatArray, Frame, FramePrediction, Placement, Predictions, required
 
+T = TypeVar("T")
+
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
 
 
@@ -31,6 +33,10 @@ class Prepared(NamedTuple):
     pixels: FloatArray
     placement: Placement
     time_s: float
+
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.placement.image_hw
 
     @classmethod
     def of(cls, frame: Frame | NDArray[np.uint8], number: int, size: int, patch_size: int) -> Prepared:
@@ -247,7 +253,8 @@ class StreamSession:
             ValueError: the chunk is not at least 1, or a frame is refused as by :meth:`step`. The frames before it are
                 predicted first, as they are where ``frames`` itself fails.
         """
-        for group in in_groups((self._prepare(frame, i % chunk) for i, frame in enumerate(frames)), chunk):
+        prepared = (self._prepare(frame, i % chunk) for i, frame in enumerate(frames))
+        for group in in_groups(prepared, chunk, Prepared.image_hw):
             yield from self._predict(group)
 
     def _prepare(self, frame: Frame | NDArray[np.uint8], ahead: int) -> Prepared:
@@ -259,7 +266,7 @@ class StreamSession:
     ) -> list[FramePrediction]:
         """Extend the stream by frames of one size."""
         require_one_size(frames)
-        first, image_hw = self.num_frames, frames[0].placement.image_hw
+        first, image_hw = self.num_frames, frames[0].image_hw()
         images = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(self._device)[None]
         queries = None if query_points is None else self._query_tensor(query_points, image_hw)
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
@@ -343,25 +350,30 @@ def require_one_size(frames: Sequence[Prepared]) -> None:
     """Raise ValueError where there is no frame, or where they differ in size."""
     if not frames:
         raise ValueError("step_many() needs at least one frame, got none")
-    image_hw = frames[0].placement.image_hw
-    other = next((frame.placement.image_hw for frame in frames if frame.placement.image_hw != image_hw), None)
+    image_hw = frames[0].image_hw()
+    other = next((frame.image_hw() for frame in frames if frame.image_hw() != image_hw), None)
     if other is not None:
         was, now = (f"{height}x{width}" for height, width in (image_hw, other))
         raise ValueError(f"frames of {was} and of {now} pixels cannot be one stream; start another stream")
 
 
-def in_groups(frames: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Gather ``size`` frames of one size at a time; those that a source gave before it failed come before its error.
+def in_groups(frames: Iterable[T], size: int, shape_of: Callable[[T], object]) -> Iterator[list[T]]:
+    """Gather frames of one shape for ``step_many``; those that a source gave before it failed come before its error.
+
+    Args:
+        frames: taken one after the other, no more than a group needs.
+        size: of a group; one that another shape or the end cuts short is smaller.
+        shape_of: what frames of a group have in common.
 
     Raises:
         ValueError: ``size`` is below 1.
     """
     if size < 1:
         raise ValueError(f"chunk must be at least 1 frame, got {size}")
-    group: list[Prepared] = []
+    group: list[T] = []
     try:
         for frame in frames:
-            if group and frame.placement.image_hw != group[0].placement.image_hw:
+            if group and shape_of(frame) != shape_of(group[0]):
                 yield group
                 group = []
             group.append(frame)
@@ -382,9 +394,7 @@ def _frame_predictions(frames: Sequence[Prepared], first: int, said: Predictions
     if said.descriptors is not None:
         maps["descriptor"] = _numpy(said.descriptors[0])
     if said.pose_enc is not None:
-        maps["extrinsics"], maps["intrinsics"] = map(
-            _numpy, decode_pose(said.pose_enc[0], frames[0].placement.image_hw)
-        )
+        maps["extrinsics"], maps["intrinsics"] = map(_numpy, decode_pose(said.pose_enc[0], frames[0].image_hw()))
     return [
         FramePrediction(
             index=first + i,

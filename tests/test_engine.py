@@ -3,6 +3,8 @@
 import pickle
 import sys
 import types
+import weakref
+from dataclasses import replace
 
 import gradio as gr
 import numpy as np
@@ -28,23 +30,56 @@ def test_a_stream_through_the_engine_is_a_session_of_the_library():
     session = StreamSession(load_model("tiny"), AnchorWindow(1, 15), size=56)
     for step, frame in zip(steps, FRAMES, strict=True):
         expected = session.step(frame)
-        np.testing.assert_array_equal(step.prediction.depth, expected.depth)
-        np.testing.assert_array_equal(step.prediction.extrinsics, expected.extrinsics)
+        for name in ("depth", "extrinsics"):
+            value, want = getattr(step.prediction, name), getattr(expected, name)
+            np.testing.assert_allclose(value, want, atol=1e-5 * np.abs(want).max(), rtol=0)
         assert step.cache_bytes > 0
 
 
-def test_frames_are_taken_one_at_a_time():
-    taken = []
+@pytest.mark.parametrize(
+    ("width_px", "live", "taken_by_then"),
+    [(56, False, [1, 5, 5, 5, 5, 9, 9, 9, 9, 10]), (56, True, range(1, 11)), (238, False, range(1, 11))],
+    ids=["finished", "live", "wide"],
+)
+def test_the_first_frame_comes_alone_and_narrow_ones_of_a_finished_video_four_at_a_time(width_px, live, taken_by_then):
+    taken, then = [], []
 
     def frames():
-        for frame in FRAMES:
-            taken.append(frame.index)
-            yield frame
+        for i in range(10):
+            taken.append(i)
+            yield Frame(FRAMES[i % 3].image, i, i / 2)
 
-    steps = Engine().stream(frames(), TINY, print)
-    assert next(steps).prediction.index == 0
-    assert taken == [0]
+    settings = replace(TINY, width_px=width_px)
+    for i, step in enumerate(Engine().stream(frames(), settings, print, live=live)):
+        assert step.prediction.index == i
+        then.append(len(taken))
+    assert then == list(taken_by_then)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_frames_before_a_failure_come_first_and_a_stream_that_is_closed_lets_go_of_its_session(monkeypatch, long):
+    sessions, begin = [], RunSettings.session
+
+    def kept(*arguments):
+        session = begin(*arguments)
+        sessions.append(weakref.ref(session))
+        return session
+
+    def frames():
+        yield from (Frame(FRAMES[i % 3].image, i, i / 2) for i in range(7))
+        raise ValueError("frame 7 is damaged")
+
+    monkeypatch.setattr(RunSettings, "session", kept)
+    settings, seen = replace(TINY, long=long), []
+    with pytest.raises(ValueError, match="frame 7 is damaged"):
+        for step in Engine().stream(frames(), settings, print):
+            seen.append(step.prediction.index)
+    assert seen == list(range(7))
+    steps = Engine().stream(frames(), settings, print)
+    assert [next(steps).prediction.index for _ in range(3)] == [0, 1, 2]
+    assert sessions[1]() is not None
     steps.close()
+    assert sessions[1]() is None
 
 
 def test_two_streams_at_once_do_not_mix():
@@ -113,11 +148,11 @@ def test_without_the_bundled_network_the_error_is_for_people(monkeypatch):
 def test_a_full_memory_names_three_remedies_and_the_next_run_goes_on(monkeypatch, error):
     engine = Engine()
 
-    def full(self, frame):
+    def full(self, frames):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(StreamSession, "step", full)
+        patch.setattr(StreamSession, "step_many", full)
         with pytest.raises(EngineError, match="smaller width, less that is remembered, or the bundled network"):
             stream(engine)
     assert len(stream(engine)) == 3

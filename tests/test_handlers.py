@@ -4,9 +4,11 @@ import errno
 import io
 import json
 import os
+import threading
 import time
 import zipfile
 from contextlib import contextmanager
+from itertools import count
 
 import av
 import numpy as np
@@ -123,6 +125,30 @@ def test_the_time_limit_ends_a_run_also_while_its_source_gives_nothing(tmp_path,
     runs.close()
     assert (manifest["status"], manifest["count"]) == ("stopped", 1)
     assert "The time limit of 15 minutes came after one frame" in manifest["message"]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_run_that_is_stopped_takes_no_more_frames_than_go_through_the_network_at_once(tmp_path, engine, long):
+    """The source sees that the run has ended while the second frame of a chunk is read."""
+
+    class Endless(Still):
+        def frames(self, settings, limits, has_ended):
+            for i in count():
+                taken.append(i)
+                if i == 6:
+                    runs.stop(run_id)
+                yield Frame(np.full((42, 56, 3), 20 * i, np.uint8), i, i / 2)
+
+    taken = []
+    runs = make_runs(tmp_path, lambda run: begun.wait(20) and reconstruct(run, engine))
+    begun = threading.Event()
+    run_id = runs.start(Endless(), RunSettings(**TINY_VALUES | {"long": long}))
+    begun.set()
+    manifest = wait_for_end(runs, run_id)
+    runs.close()
+    assert manifest["status"] == "stopped" and taken == list(range(7))
+    # Frames 0, 1 to 4, and 5, which was read before: all of a long run follow the corrections.
+    assert manifest["count"] == 6
 
 
 def test_servers_that_run_at_once_have_folders_of_their_own_and_the_next_one_finds_the_old_runs(monkeypatch, tmp_path):
@@ -551,7 +577,7 @@ class Corrects:
     def __init__(self, at_end):
         self.at_end = at_end
 
-    def stream(self, frames, settings, notice):
+    def stream(self, frames, settings, notice, *, live):
         session = StreamSession(load_model("tiny"), size=56)
         for frame in np.random.default_rng(0).integers(0, 256, (6, 56, 56, 3), np.uint8):
             yield Step(session.step(frame), 1)

@@ -60,8 +60,8 @@ class PacedEngine(Engine):
         super().__init__()
         self.pace = Pace()
 
-    def stream(self, frames, settings, notice):
-        for step in super().stream(frames, settings, notice):
+    def stream(self, frames, settings, notice, *, live):
+        for step in super().stream(frames, settings, notice, live=live):
             self.pace.step()
             pose = step.prediction.extrinsics.copy()
             pose[0, 3] = 2 * step.prediction.index * np.median(step.prediction.depth)
