@@ -20,7 +20,6 @@ from torch.nn.functional import normalize
 DEFAULT_FRAMES = 24  # held by rules that are given neither a count nor a memory
 _SPREAD = 4  # frames of which tokens are held, over those that would fit whole
 _POOL = 16  # patch queries that are averaged, as in XStreamVGGT
-_BLOCK = 1024  # tokens whose keys are averaged at a time
 _MOST_FRAMES = 2**15 - 1  # of which single tokens are held: their labels are 16-bit
 
 
@@ -196,7 +195,7 @@ class Keyframes(CachePolicy):
 class LayerTokens(NamedTuple):
     """What is known of the n tokens that a layer holds when some have to go; each head has tokens of its own."""
 
-    key_blocks: Callable[[], Iterator[Tensor]]  # their keys, some at a time, [B, heads, ..., D]
+    head_keys: Callable[[], Iterator[tuple[slice, Tensor]]]  # some heads at a time: which, their keys [B, some, n, D]
     candidates: Tensor  # which of them may go, [B, heads, n]
     queries: Tensor  # of the coming frame, [B, heads, P, D], special tokens first; P is 0 between frames
     keys: Tensor  # likewise
@@ -233,16 +232,19 @@ class KeyDiversity:
 
     def __call__(self, tokens: LayerTokens) -> Tensor:
         """Score tokens by the negative cosine to the mean direction."""
-        held, lengths = _sum_of_directions(tokens)
-        coming = normalize(tokens.keys[:, :, tokens.special :].float(), dim=-1).sum(2)
-        mean = normalize(coming + held, dim=-1)[:, :, None]
-        # A row times keys as columns; the other way round takes a CPU twice as long.
-        products = [(mean.to(keys.dtype) @ keys.mT)[:, :, 0].float() for keys in tokens.key_blocks()]
-        return -torch.cat(products, dim=2) / lengths
+        scores = []
+        for heads, keys in tokens.head_keys():
+            held, lengths = _sum_of_directions(keys, tokens.candidates[:, heads])
+            coming = normalize(tokens.keys[:, heads, tokens.special :].float(), dim=-1).sum(2)
+            mean = normalize(coming + held, dim=-1)[:, :, None]
+            # A row times keys as columns; the other way round takes a CPU twice as long.
+            scores.append(-(mean.to(keys.dtype) @ keys.mT)[:, :, 0].float() / lengths)
+        return torch.cat(scores, dim=1)
 
     def likeness(self, tokens: LayerTokens) -> Tensor:
         """Say how alike the keys that may go are, from 0 to 1: their mean cosine to one another, over all heads."""
-        mean = _sum_of_directions(tokens)[0] / tokens.candidates.sum(2, keepdim=True)
+        sums = [_sum_of_directions(keys, tokens.candidates[:, heads])[0] for heads, keys in tokens.head_keys()]
+        mean = torch.cat(sums, dim=1) / tokens.candidates.sum(2, keepdim=True)
         return mean.square().sum(-1).mean()
 
     def shares(self, likeness: Sequence[float]) -> list[float]:
@@ -269,11 +271,9 @@ class QueryImportance:
         queries = tokens.queries.float().mean(1)
         groups = queries[:, tokens.special :].split(_POOL, dim=1)
         pooled = torch.cat([queries[:, : tokens.special], *(group.mean(1, keepdim=True) for group in groups)], dim=1)
-        mean = pooled.mean(1)[..., None]  # a mean of products is the product with the mean
-        # Some at a time: the mean of all keys would be another buffer.
-        blocks = (keys for block in tokens.key_blocks() for keys in block.split(_BLOCK, dim=2))
-        products = [(keys.mean(1) @ mean.to(keys.dtype))[..., 0].float() for keys in blocks]
-        return torch.cat(products, dim=1)[:, None].expand_as(tokens.candidates)
+        mean = pooled.mean(1)[:, None, None]  # a mean of products is the product with the mean
+        products = [(mean.to(keys.dtype) @ keys.mT)[:, :, 0].float() for _, keys in tokens.head_keys()]
+        return torch.cat(products, dim=1).mean(1, keepdim=True).expand_as(tokens.candidates)
 
 
 @dataclass(frozen=True)
@@ -372,15 +372,11 @@ class TokenBudget(CachePolicy):
         return budgets
 
 
-def _sum_of_directions(tokens: LayerTokens) -> tuple[Tensor, Tensor]:
+def _sum_of_directions(keys: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Add up the directions of the keys that may go, ``[B, heads, D]``; beside it lengths of all, ``[B, heads, n]``."""
-    total, lengths, start = torch.zeros(()), [], 0
-    for keys in tokens.key_blocks():
-        lengths.append(torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32).clamp_min(1e-12))
-        weight = tokens.candidates[:, :, start : start + keys.shape[2]] / lengths[-1]
-        total = total.to(keys.device) + (weight.to(keys.dtype)[:, :, None] @ keys)[:, :, 0].float()
-        start += keys.shape[2]
-    return total, torch.cat(lengths, dim=2)
+    lengths = torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32).clamp_min(1e-12)
+    weight = (candidates / lengths).to(keys.dtype)[:, :, None]
+    return (weight @ keys)[:, :, 0].float(), lengths
 
 
 def _farthest_first(likeness: Tensor, chosen: Iterable[int], candidates: Iterable[int], count: int) -> list[int]:

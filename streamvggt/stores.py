@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
@@ -13,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 Storage = Literal["native", "int8"]
 STORAGES: tuple[Storage, ...] = ("native", "int8")
 
-_BLOCK = 1024  # tokens looked at together where a copy of them is made
+_COPY = 2**20  # numbers of a copy of keys, unless one head has more; a larger one costs as much again in page faults
 _LEAST_SCALE = 1e-12
 
 
@@ -48,8 +47,8 @@ class Store(Protocol):
     def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
         """Attend from queries ``[B, heads, P, D]`` over the first ``used`` tokens."""
 
-    def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
-        """Keys of the first ``used`` tokens as numbers, some at a time."""
+    def head_keys(self, used: int, owners: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Keys of the first ``used`` tokens as numbers, some heads at a time: which heads; ``[B, some, used, D]``."""
 
     def select(self, slots: Sequence[int], tokens_per_slot: int) -> None:
         """Keep the tokens of these slots alone, in this order, in buffers that hold no more."""
@@ -97,8 +96,13 @@ class _Buffers:
                     new[:, :, place] = buffer[:, :, slot]
             else:
                 new = new_buffer((*at.shape, *buffer.shape[3:]), buffer)
-                torch.gather(buffer, 2, _index(at, buffer), out=new)
+                new.flatten(0, 2).copy_(buffer.flatten(0, 2)[_rows(at, buffer)])
             self.buffers[name] = new
+
+    def _put(self, name: str, at: Tensor, tokens: Tensor) -> None:
+        """Write tokens ``[B, heads, n, width]`` to the places ``at``; whole rows, sooner done than a scatter."""
+        buffer = self.buffers[name]
+        buffer.flatten(0, 2).index_copy_(0, _rows(at, buffer), tokens.flatten(0, 2))
 
     def _resize(self, name: str, rows: int, like: Tensor, dtype: torch.dtype, width: int) -> None:
         """Make a buffer of ``rows`` rows with what the old one of that name holds."""
@@ -127,17 +131,17 @@ class NativeStore(_Buffers):
 
     def write_tokens(self, at: Tensor, slot: int, k: Tensor, v: Tensor) -> None:
         """Write a frame to the tokens ``at``."""
-        self.buffers["keys"].scatter_(2, _index(at, k), k)
-        self.buffers["values"].scatter_(2, _index(at, v), v)
+        for name, part in (("keys", k), ("values", v)):
+            self._put(name, at, part)
 
     def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
         """Attend over the first ``used`` tokens."""
         keys, values = self.buffers["keys"], self.buffers["values"]
         return scaled_dot_product_attention(q, keys[:, :, :used], values[:, :, :used])
 
-    def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
-        """Keys of the first ``used`` tokens, all at once: nothing is copied."""
-        yield self.buffers["keys"][:, :, :used]
+    def head_keys(self, used: int, owners: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Keys of the first ``used`` tokens, of all heads at once: nothing is copied."""
+        yield slice(None), self.buffers["keys"][:, :, :used]
 
 
 class Int8Store(_Buffers):
@@ -145,8 +149,7 @@ class Int8Store(_Buffers):
 
     Channels of keys differ in size and tokens of values do (KIVI, Liu et al. 2024, section 3; XStreamVGGT). A number is
     off by at most half a step, 1/254 of the largest one of its scale, and half as much again where bfloat16 rounded the
-    scale down. Attention takes some tokens at a time and keeps running sums (Dao et al. 2022, FlashAttention, section
-    3.1), so that no more than these are ever there as floating point numbers.
+    scale down. A few heads at a time, of long memories one, are made floating point numbers again and attended over.
     """
 
     def resize(self, tokens: int, slots: int, k: Tensor, v: Tensor) -> None:
@@ -166,46 +169,33 @@ class Int8Store(_Buffers):
     def write_tokens(self, at: Tensor, slot: int, k: Tensor, v: Tensor) -> None:
         """Write a frame to the tokens ``at``."""
         for name, part in self._packed(slot, k, v).items():
-            self.buffers[name].scatter_(2, _index(at, part), part)
+            self._put(name, at, part)
 
     def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
         """Attend over the first ``used`` tokens."""
-        q = q / math.sqrt(q.shape[-1])
-        total = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        weight = torch.zeros((*q.shape[:3], 1), dtype=torch.float32, device=q.device)
-        highest = torch.full_like(weight, -torch.inf)
-        for start, keys in self._blocks(used, owners, q.dtype):
-            place = slice(start, start + keys.shape[2])
-            scores = (q @ keys.transpose(-1, -2)).float()
-            higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
-            scores = scores.sub_(higher).exp_()
-            shrink = (highest - higher).exp_()
-            weight = weight.mul_(shrink).add_(scores.sum(-1, keepdim=True))
-            scores *= self.buffers["value_scales"][:, :, place].transpose(-1, -2)
-            values = self.buffers["values"][:, :, place].to(q.dtype)
-            total = total.mul_(shrink).add_(scores.to(q.dtype) @ values)
-            highest = higher
-        return (total / weight).to(q.dtype)
+        parts = []
+        for heads, keys in self._numbers(used, owners, q.dtype):
+            values = self.buffers["values"][:, heads, :used].to(q.dtype)
+            values *= self.buffers["value_scales"][:, heads, :used]
+            parts.append(scaled_dot_product_attention(q[:, heads], keys, values))
+        return torch.cat(parts, dim=1)
 
-    def key_blocks(self, used: int, owners: Tensor | None = None) -> Iterator[Tensor]:
-        """Keys of the first ``used`` tokens as numbers, some at a time."""
-        for _, keys in self._blocks(used, owners, torch.float32):
-            yield keys
+    def head_keys(self, used: int, owners: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Keys of the first ``used`` tokens as numbers, a few heads at a time."""
+        return self._numbers(used, owners, torch.float32)
 
-    def _blocks(self, used: int, owners: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """Number of the first token of a block, and the block's keys."""
+    def _numbers(self, used: int, owners: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Which heads, and their keys ``[B, some, used, D]``."""
         keys, scales = self.buffers["keys"], self.buffers["key_scales"].to(dtype)
         per_slot = keys.shape[2] // scales.shape[2]
-        size = _BLOCK if owners is not None else max(1, _BLOCK // per_slot) * per_slot
-        for start in range(0, used, size):
-            block = keys[:, :, start : min(used, start + size)].to(dtype)
-            if owners is not None:
-                own = owners[:, :, start : start + block.shape[2]].long()
-                yield start, block.mul_(scales.gather(2, _index(own, block)))
+        some = max(1, _COPY // keys[:, 0, :used].numel())
+        for heads in (slice(start, start + some) for start in range(0, keys.shape[1], some)):
+            numbers, scale = keys[:, heads, :used].to(dtype), scales[:, heads]
+            if owners is None:
+                numbers.unflatten(2, (-1, per_slot)).mul_(scale[:, :, : used // per_slot, None])
             else:
-                slots = slice(start // per_slot, (start + block.shape[2]) // per_slot)
-                block.unflatten(2, (-1, per_slot)).mul_(scales[:, :, slots, None])
-                yield start, block
+                numbers *= scale.flatten(0, 2)[_rows(owners[:, heads, :used], scale)].view_as(numbers)
+            yield heads, numbers
 
     def _packed(self, slot: int, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         """Write the scales of a frame's keys to its slot; its tokens as they are stored, by name of the buffer."""
@@ -227,6 +217,7 @@ def new_buffer(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None =
         return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
-def _index(at: Tensor, tokens: Tensor) -> Tensor:
-    """Numbers of tokens ``[B, heads, n]`` as gather and scatter take them for ``[B, heads, n, width]``."""
-    return at[..., None].expand(*at.shape, tokens.shape[-1])
+def _rows(at: Tensor, buffer: Tensor) -> Tensor:
+    """Numbers of tokens or slots ``[B, heads, n]`` as those of rows where a buffer's first three axes are one."""
+    first = buffer.shape[2] * torch.arange(at.shape[0] * at.shape[1], device=at.device)
+    return (at.flatten(0, 1) + first[:, None]).flatten()

@@ -189,8 +189,8 @@ class TokenCache(KVCache):
             if replaces and free:
                 free = min(free, self.frame_tokens - int(leaves.sum(2).max()))
             protected = (special | (owners == step.held.index(min(step.held)))) & ~leaves
-            blocks = partial(self.store.key_blocks, self._used, owners)
-            score = self._policy.score(LayerTokens(blocks, ~(protected | leaves), q, k, self._special_tokens))
+            keys = partial(self.store.head_keys, self._used, owners)
+            score = self._policy.score(LayerTokens(keys, ~(protected | leaves), q, k, self._special_tokens))
             score = score.masked_fill(protected, torch.inf).masked_fill(leaves, -torch.inf)
             victims = score.topk(self.frame_tokens - free, dim=2, largest=False).indices.sort(dim=2).values
         behind = torch.arange(self._used, self._used + free, device=k.device)
@@ -207,9 +207,9 @@ class TokenCache(KVCache):
 
     def _between_frames(self, candidates: Tensor) -> LayerTokens:
         """What is known of the tokens held when no frame comes."""
-        blocks = partial(self.store.key_blocks, self._used, self._labels()[0])
-        nothing = next(blocks())[:, :, :0]
-        return LayerTokens(blocks, candidates, nothing, nothing, self._special_tokens)
+        keys = partial(self.store.head_keys, self._used, self._labels()[0])
+        nothing = self.store.buffers["keys"][:, :, :0]
+        return LayerTokens(keys, candidates, nothing, nothing, self._special_tokens)
 
     def _reserve_tokens(self, used: int, slots: int, k: Tensor, v: Tensor) -> None:
         """Make room for ``used`` tokens of ``slots`` frames; buffers double when full, up to the layer's budget.

@@ -516,15 +516,19 @@ def test_a_token_budget_keeps_what_the_rule_says(tiny, score, naive, budget, fra
 
 
 def test_key_diversity_by_hand():
-    """Three keys, to the right, up and down-right; with a coming patch to the right the mean points to the right."""
+    """Three keys, to the right, up and down-right; with a coming patch to the right the mean points to the right.
+
+    A second head sees all of it turned round, which changes no angle.
+    """
     keys = torch.tensor([[[[2.0, 0.0], [0.0, 3.0], [1.0, -1.0]]]])
     coming = torch.tensor([[[[0.0, 9.0], [5.0, 0.0]]]])  # a special token, which does not count, and a patch
-    may_go = torch.ones(1, 1, 3, dtype=torch.bool)
-    score = KeyDiversity()(LayerTokens(lambda: iter([keys[:, :, :2], keys[:, :, 2:]]), may_go, coming, coming, 1))
+    may_go, coming = torch.ones(1, 2, 3, dtype=torch.bool), torch.cat([coming, -coming], 1)
+    head_keys = [(slice(0, 1), keys), (slice(1, 2), -keys)]
+    score = KeyDiversity()(LayerTokens(lambda: iter(head_keys), may_go, coming, coming, 1))
     x, y = 2 + 0.5**0.5, 1 - 0.5**0.5  # the sum of the directions
     length = (x * x + y * y) ** 0.5
     expected = torch.tensor([-x, -y, -(x - y) * 0.5**0.5]) / length
-    torch.testing.assert_close(score[0, 0], expected)
+    torch.testing.assert_close(score, torch.stack([expected, expected])[None])
 
 
 def test_layers_share_tokens_by_hand():
@@ -556,11 +560,15 @@ def test_layers_share_what_one_that_takes_nearly_all_leaves():
 
 
 def test_likeness_by_hand():
-    """Two keys at a right angle: of the four pairs two have cosine 1 and two 0; the third key does not count."""
+    """Two keys at a right angle: of the four pairs two have cosine 1 and two 0; the third key does not count.
+
+    In a second head the first and the third may go, at 45 degrees: a cosine of 0.5 ** 0.5 in two of four pairs.
+    """
     keys = torch.tensor([[[[2.0, 0.0], [0.0, 3.0], [5.0, 5.0]]]])
-    may_go, nothing = torch.tensor([[[True, True, False]]]), keys[:, :, :0]
-    tokens = LayerTokens(lambda: iter([keys[:, :, :1], keys[:, :, 1:]]), may_go, nothing, nothing, 1)
-    torch.testing.assert_close(KeyDiversity().likeness(tokens), torch.tensor(0.5))
+    may_go, nothing = torch.tensor([[[True, True, False], [True, False, True]]]), torch.zeros(1, 2, 0, 2)
+    tokens = LayerTokens(lambda: iter([(slice(0, 1), keys), (slice(1, 2), keys)]), may_go, nothing, nothing, 1)
+    want = (0.5 + (1 + 0.5**0.5) / 2) / 2
+    torch.testing.assert_close(KeyDiversity().likeness(tokens), torch.tensor(want))
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
@@ -576,16 +584,18 @@ def test_query_importance_by_hand():
     special, patches = [0.0, 1.0], [[1.0, 0.0], [5.0, 0.0]]  # pooled: (0, 1), (3, 0); their mean: (1.5, 0.5)
     queries = torch.tensor([[[special, *patches]] * 2])
     may_go = torch.ones(1, 2, 2, dtype=torch.bool)
-    score = QueryImportance()(LayerTokens(lambda: iter([keys]), may_go, queries, keys, 1))
+    score = QueryImportance()(LayerTokens(lambda: iter([(slice(None), keys)]), may_go, queries, keys, 1))
     torch.testing.assert_close(score, torch.tensor([[[3.0, 1.0]] * 2]))
 
 
 # --- stored in 8 bits
 
 
+@pytest.mark.parametrize("copy", [1, 100_000, 2**20])  # numbers: of one head, of two, of all three
 @pytest.mark.parametrize("owned", [False, True])
-def test_attention_over_int8_is_attention_over_what_was_stored(owned):
+def test_attention_over_int8_is_attention_over_what_was_stored(owned, copy, monkeypatch):
     """Scales by hand: keys for each channel of a frame, values for each token."""
+    monkeypatch.setattr(stores, "_COPY", copy)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 4 * 700, 8, generator=generator)
     store, owners = Int8Store(), None
@@ -607,7 +617,8 @@ def test_attention_over_int8_is_attention_over_what_was_stored(owned):
         scores = q[:, :, :50] @ keys[:, :, :used].transpose(-1, -2) / 8**0.5
         want = scores.softmax(-1) @ values[:, :, :used]
         torch.testing.assert_close(store.attend(q[:, :, :50], used, owners), want, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.cat(list(store.key_blocks(used, owners)), 2), keys[:, :, :used])
+        for heads, numbers in store.head_keys(used, owners):
+            torch.testing.assert_close(numbers, keys[:, heads, :used])
 
 
 @policies
