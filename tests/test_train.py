@@ -208,8 +208,18 @@ def test_learning_by_heart_leaves_no_trace_in_the_run(tmp_path):
 
 
 def _train_in_child(config, folder, threads):
+    os.setpgrp()  # a group of its own
+    multiprocessing.set_start_method("fork", force=True)  # workers are its children, not the server's
     torch.set_num_threads(threads)
     start(config, folder).train()
+
+
+def _is_empty(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def _in_child(target, *arguments):
@@ -228,8 +238,12 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_been(tmp_path, wor
         assert child.is_alive()
         time.sleep(0.02)
     time.sleep(random.random() * 0.5)
-    os.kill(child.pid, signal.SIGKILL)
+    os.killpg(child.pid, signal.SIGKILL)  # its workers too
     child.join()
+    until = time.monotonic() + 10
+    while not (gone := _is_empty(child.pid)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert gone, "the run left processes behind"
     (killed / "checkpoint.pt.new").write_bytes(b"what was being written")
     with (killed / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "camera": 1.0}\n{"step": 7, "cam')  # written after the checkpoint, and cut off
