@@ -69,7 +69,7 @@ class ReleasedStream:
         config, aggregator = self.model.config, self.model.aggregator
         grid_hw = (images.shape[-2] // config.patch_size, images.shape[-1] // config.patch_size)
         # What the bundled network adds to its patches is no matter of the scheme.
-        patches, self._matches = self.model._patches(self.model._encode(images), self._matches, grid_hw)
+        patches, self._matches, _ = self.model._patches(self.model._encode(images), self._matches, grid_hw)
         patches = patches[:, 0]
         special = torch.cat([aggregator.camera_token, aggregator.register_token], dim=2)[:, min(self.num_frames, 1)]
         x = torch.cat([special.expand(len(patches), -1, -1), patches], dim=1)[:, None]

@@ -28,7 +28,7 @@ def frame_times(
     state.begin(1, (1, *hw))
     encoded = model._encode(frame)
     marks.append(time.perf_counter())
-    tokens, matches = model._aggregate(encoded, hw, state.block_attends, state.num_frames, state.matches)
+    tokens, matches, described = model._aggregate(encoded, hw, state.block_attends, state.num_frames, state.matches)
     marks.append(time.perf_counter())
     poses = model.camera_head(tokens[model.config.depth - 1], state.camera_attend)
     marks.append(time.perf_counter())
@@ -36,11 +36,9 @@ def frame_times(
     marks.append(time.perf_counter())
     state.commit(matches, state.tracks)
     if refiner is not None:
-        patches = model.soft_match.describe(encoded.early)[0, 0].numpy()
         image = (frame[0, 0].permute(1, 2, 0) * 255).byte().numpy()
-        refiner, *_ = refiner.step(
-            image, patches, said.depth[0, 0].numpy(), *(x[0, 0].numpy() for x in decode_pose(poses[-1], hw))
-        )
+        patches, depth, *camera = (x[0, 0].numpy() for x in (described, said.depth, *decode_pose(poses[-1], hw)))
+        refiner, *_ = refiner.step(image, patches, depth, *camera)
         marks.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(marks)], refiner
 

@@ -69,12 +69,9 @@ class Pupil(nn.Module):
         attend = causal_attention if config.attention == "causal" else full_attention
         recorder = _Recorder(attend)
         encoded = encoded or network._encode(images)
-        tokens, _ = network._aggregate(encoded, image_hw, [recorder, *[attend] * (config.depth - 1)])
+        tokens, _, described = network._aggregate(encoded, image_hw, [recorder, *[attend] * (config.depth - 1)])
         last = tokens[config.depth - 1]
         patches = last[:, :, config.special_tokens :]
-        described = None
-        if network.soft_match is not None and encoded.early is not None:
-            described = network.soft_match.describe(encoded.early)
         with full_precision(images.device.type):
             rounds = network.camera_head(last, lambda _round, _block: attend)
             dense = {layer: tokens[layer][:, dense_frames] for layer in config.dense_layers}

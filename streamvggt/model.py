@@ -162,15 +162,13 @@ class StreamVGGT(nn.Module):
             taken = state.begin(s, (b, height, width), queries=query_points is not None)
             images, later = images[:, :taken], images[:, taken:]
             encoded = self._encode(images, state.run)
-            tokens, matches = self._aggregate(
+            tokens, matches, described = self._aggregate(
                 encoded, (height, width), state.block_attends, state.num_frames, state.matches, wanted, state.run
             )
             with full_precision(images.device.type):
                 predictions = self._decode(tokens, (height, width), state.camera_attend, wanted, state.run)
                 tracks = self._track_in_stream(predictions, tokens, (height, width), state, query_points)
-            predictions.descriptors = encoded.descriptors
-            if self.soft_match is not None and encoded.early is not None:
-                predictions.patch_descriptors = self.soft_match.describe(encoded.early)
+            predictions.descriptors, predictions.patch_descriptors = encoded.descriptors, described
             state.commit(matches, tracks)
             if taken == s:
                 return predictions
@@ -249,17 +247,22 @@ class StreamVGGT(nn.Module):
         levels = self.encoder.levels(pixels, sorted({self.config.match_layer or 0, self.config.encoder_depth}), run)
         return Encoded(*(x.unflatten(0, images.shape[:2]) for x in (levels[-1], levels[0])))
 
-    def _patches(self, encoded: Encoded, matches: MatchMemory, grid_hw: tuple[int, int]) -> tuple[Tensor, MatchMemory]:
-        """Bring patches ``[B, S, N, C]`` to the width of the aggregator, with what soft matches add to them."""
-        patches = encoded.patches
+    def _patches(
+        self, encoded: Encoded, matches: MatchMemory, grid_hw: tuple[int, int]
+    ) -> tuple[Tensor, MatchMemory, Tensor | None]:
+        """Bring patches ``[B, S, N, C]`` to the width of the aggregator, with what soft matches add to them.
+
+        Beside them the memory for the frames to come and the patches' descriptors ``[B, S, N, D]``, if there are any.
+        """
+        patches, described = encoded.patches, None
         if self.encoder_proj is not None:
             patches = self.encoder_proj(patches.to(self.encoder_proj.weight.dtype))
         if self.soft_match is not None and encoded.early is not None:
-            descriptors = self.soft_match.describe(encoded.early)
+            described = self.soft_match.describe(encoded.early)
             with full_precision(patches.device.type):
-                found, matches = self.soft_match(descriptors, matches, grid_hw)
+                found, matches = self.soft_match(described, matches, grid_hw)
             patches = patches + found
-        return patches.to(self.aggregator.camera_token.dtype), matches
+        return patches.to(self.aggregator.camera_token.dtype), matches, described
 
     def _aggregate(
         self,
@@ -270,16 +273,19 @@ class StreamVGGT(nn.Module):
         matches: MatchMemory = MatchMemory(),  # noqa: B008 (frozen)
         outputs: Collection[str] = OUTPUTS,
         run: RunBlock = run_block,
-    ) -> tuple[dict[int, Tensor], MatchMemory]:
-        """Look across frames; tokens of the layers that the heads read, in the heads' precision."""
+    ) -> tuple[dict[int, Tensor], MatchMemory, Tensor | None]:
+        """Look across frames; tokens of the layers that the heads read, in the heads' precision.
+
+        Beside them what :meth:`_patches` gives out beside the patches.
+        """
         grid_hw = (image_hw[0] // self.config.patch_size, image_hw[1] // self.config.patch_size)
-        patches, matches = self._patches(encoded, matches, grid_hw)
+        patches, matches, described = self._patches(encoded, matches, grid_hw)
         layers = {self.config.depth - 1} if "camera" in outputs else set()
         if not {"depth", "points", "tracks"}.isdisjoint(outputs):
             layers |= {*self.config.dense_layers}
         tokens = self.aggregator(patches, grid_hw, attends, layers, first_frame, run)
         dtype = self.camera_head.token_norm.weight.dtype
-        return {layer: x.to(dtype) for layer, x in tokens.items()}, matches
+        return {layer: x.to(dtype) for layer, x in tokens.items()}, matches, described
 
     def _decode(
         self,

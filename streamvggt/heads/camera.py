@@ -51,7 +51,8 @@ class CameraHead(nn.Module):
         """
         camera = tokens[:, :, 0]
         if self.patch_read is not None:
-            camera = camera + self.patch_read(tokens[:, :, self.num_special :]).mean(2)
+            norm, linear = self.patch_read  # linear of a mean is the mean of what it makes of each
+            camera = camera + linear(norm(tokens[:, :, self.num_special :]).mean(2))
         tokens = self.token_norm(camera)
         normed = layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         pose = torch.zeros_like(self.initial_pose)
