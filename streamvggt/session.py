@@ -24,6 +24,8 @@ from .types import FloatArray, Frame, FramePrediction, Placement, Predictions, r
 
 T = TypeVar("T")
 
+_FEWEST_PATCHES = 20  # as many matches must agree before a refined camera moves
+
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
 
 
@@ -73,8 +75,8 @@ class StreamSession:
             about a minute; needs a policy with a limit, or a memory. On a CPU a C++ compiler must be there.
         refine: find each camera by what its frame shows of those before it, and not by the camera head, see
             :mod:`streamvggt.refinement`; for networks with soft matches, such as the bundled one, whose camera head is
-            weak. Needs camera and depth among the outputs. World points move with their camera. Keeps two frames more,
-            beside the memory: 0.2 MB at 224x168.
+            weak. Needs camera and depth among the outputs, and frames of 20 patches or more. World points move with
+            their camera. Keeps two frames more, beside the memory: 0.2 MB at 224x168.
 
     Raises:
         ValueError: the network attends to all frames or has no such output, the size does not fit it, the dtype or
@@ -217,8 +219,9 @@ class StreamSession:
                 Points of later calls are added behind those of earlier ones.
 
         Raises:
-            ValueError: the frame is no 8-bit image, its size after resizing is not that of the stream, or the points
-                are not ``[N, 2]`` or lie outside the image. The stream is as it was before the call.
+            ValueError: the frame is no 8-bit image, its size after resizing is not that of the stream or too small to
+                refine cameras by, or the points are not ``[N, 2]`` or lie outside the image. The stream is as it was
+                before the call.
         """
         return self.step_many([frame], query_points)[0]
 
@@ -267,6 +270,8 @@ class StreamSession:
         """Extend the stream by frames of one size."""
         require_one_size(frames)
         first, image_hw = self.num_frames, frames[0].image_hw()
+        if self._refiner is not None:
+            _require_patches(image_hw, self._refiner.patch_size)
         images = torch.from_numpy(np.stack([frame.pixels for frame in frames])).to(self._device)[None]
         queries = None if query_points is None else self._query_tensor(query_points, image_hw)
         autocast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
@@ -386,6 +391,17 @@ def in_groups(frames: Iterable[T], size: int, shape_of: Callable[[T], object]) -
         raise
     if group:
         yield group
+
+
+def _require_patches(image_hw: tuple[int, int], patch_size: int) -> None:
+    """Raise ValueError for frames by which no camera would ever move."""
+    height, width = image_hw
+    patches = height * width // patch_size**2
+    if patches < _FEWEST_PATCHES:
+        raise ValueError(
+            f"frames of {height}x{width} pixels have {patches} patches, too few to refine cameras by, which needs "
+            f"{_FEWEST_PATCHES}; take a larger size, or refine=False"
+        )
 
 
 def _frame_predictions(frames: Sequence[Prepared], first: int, said: Predictions) -> list[FramePrediction]:

@@ -8,6 +8,7 @@ import threading
 import time
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 
 import av
@@ -28,12 +29,14 @@ from demo.inputs import InputError
 from demo.reconstruction import read_prediction, reconstruct
 from demo.results import MOST_POINTS, NotReadyError, result_path
 from demo.run import chunk_path
-from demo.settings import MEMORIES, MODELS, Limits, RunSettings, SettingsError
+from demo.settings import MEMORIES, MODELS, WIDTHS, Limits, RunSettings, SettingsError
 from streamvggt import (
     Frame,
     LongSession,
     Similarity,
     StreamSession,
+    StreamVGGT,
+    StreamVGGTConfig,
     invert_pose,
     load_model,
     move_prediction,
@@ -149,6 +152,20 @@ def test_a_run_that_is_stopped_takes_no_more_frames_than_go_through_the_network_
     assert manifest["status"] == "stopped" and taken == list(range(7))
     # Frames 0, 1 to 4, and 5, which was read before: all of a long run follow the corrections.
     assert manifest["count"] == 6
+
+
+def test_the_smallest_frames_on_offer_are_large_enough_to_refine_cameras_by(tmp_path, monkeypatch):
+    """Down to three times as wide as high; what is smaller still is told."""
+    config = replace(StreamVGGTConfig.tiny(), encoder_dim=64, match_layer=1, track=None)
+    monkeypatch.setattr("demo.engine.load_model", lambda *_, **__: StreamVGGT(config).eval())
+    runs = make_runs(tmp_path, lambda run: reconstruct(run, Engine()))
+    for width, size_wh, status in ((min(WIDTHS), (240, 80), "done"), (56, (112, 84), "failed")):
+        video = write_video(tmp_path / f"{width}.mp4", num_frames=2, size_wh=size_wh)
+        settings = RunSettings(**TINY_VALUES | {"width_px": width})
+        manifest = wait_for_end(runs, handlers.start_video(runs, str(video), settings))
+        assert manifest["status"] == status
+    assert "42x56 pixels have 12 patches" in manifest["message"] and "take a larger size" in manifest["message"]
+    runs.close()
 
 
 def test_servers_that_run_at_once_have_folders_of_their_own_and_the_next_one_finds_the_old_runs(monkeypatch, tmp_path):

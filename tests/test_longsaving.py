@@ -23,7 +23,7 @@ from streamvggt import (
     save_model,
 )
 
-CUT = {"length": 8, "overlap": 3, "size": 28}  # sub-maps begin at 0, 5, 10, 15
+CUT = {"length": 8, "overlap": 3, "size": 70}  # sub-maps begin at 0, 5, 10, 15
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,12 @@ def test_a_resumed_long_stream_says_bit_for_bit_what_one_without_a_stop_says(tin
 
 @pytest.mark.parametrize(
     ("policy", "storage"),
-    [(KeepAll(), "native"), (AnchorWindow(1, 4), "int8"), (Keyframes(1, 2, 2), "native"), (TokenBudget(40), "int8")],
+    [(KeepAll(), "native"), (AnchorWindow(1, 4), "int8"), (Keyframes(1, 2, 2), "native"), (TokenBudget(120), "int8")],
     ids=str,
 )
 def test_policies_memory_and_storage_of_a_long_stream_survive(tiny, policy, storage, tmp_path):
     video, path = frames(14), tmp_path / "stream.safetensors"
-    how = {**CUT, "storage": storage, "memory": 20 * tiny.config.cached_frame_bytes(28, 28), "loops": False}
+    how = {**CUT, "storage": storage, "memory": 20 * tiny.config.cached_frame_bytes(70, 70), "loops": False}
     whole = LongSession(tiny, policy, **how, outputs={"camera", "depth", "points"})
     want = numbers(whole.run(video))
     session = LongSession(tiny, policy, **how, outputs={"camera", "depth", "points"})

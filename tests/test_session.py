@@ -1,5 +1,7 @@
 """Sessions: numpy frames in, the network's numbers out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,15 @@ from streamvggt import (
     AnchorWindow,
     Frame,
     KeepAll,
+    LongSession,
     StreamSession,
     StreamVGGTConfig,
     from_source_xy,
     preprocess,
     to_source_xy,
 )
+from streamvggt.refinement import _FEWEST
+from streamvggt.session import _FEWEST_PATCHES
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +132,20 @@ def test_chunks_without_frames_or_with_frames_of_two_sizes_are_refused(tiny):
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         next(session.run(frames(1), chunk=0))
     assert session.num_frames == 0
+
+
+@pytest.mark.parametrize("session", [StreamSession, LongSession])
+def test_frames_too_small_to_refine_cameras_by_are_refused(session):
+    """Of 16:9, 84 pixels are 6 x 3 patches and 98 pixels 7 x 4; a camera moves when 20 matches agree."""
+    model = lively(replace(StreamVGGTConfig.tiny(), encoder_dim=64, match_layer=1, track=None))
+    assert _FEWEST_PATCHES == _FEWEST
+    small = session(model, size=84, refine=True)
+    with pytest.raises(ValueError, match=r"42x84 pixels have 18 patches, too few .* needs 20; take a larger size"):
+        small.step(frames(1)[0])
+    assert small.num_frames == 0
+    assert session(model, size=84, refine=False).step(frames(1)[0]).image_hw == (42, 84)
+    assert session(model, size=98, refine=True).step(frames(1)[0]).image_hw == (56, 98)
+    assert session(model, size=70, refine=True).step(frames(1, (80, 100))[0]).image_hw == (56, 70)
 
 
 def test_arrays_count_as_one_frame_a_second(tiny):
