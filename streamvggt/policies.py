@@ -195,7 +195,8 @@ class Keyframes(CachePolicy):
 class LayerTokens(NamedTuple):
     """What is known of the n tokens that a layer holds when some have to go; each head has tokens of its own."""
 
-    head_keys: Callable[[], Iterator[tuple[slice, Tensor]]]  # some heads at a time: which, their keys [B, some, n, D]
+    # Some heads at a time, which and their keys [B, some, n, D]; good until the next ones are taken.
+    head_keys: Callable[[], Iterator[tuple[slice, Tensor]]]
     candidates: Tensor  # which of them may go, [B, heads, n]
     queries: Tensor  # of the coming frame, [B, heads, P, D], special tokens first; P is 0 between frames
     keys: Tensor  # likewise

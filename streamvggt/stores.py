@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 Storage = Literal["native", "int8"]
 STORAGES: tuple[Storage, ...] = ("native", "int8")
 
-_COPY = 2**20  # numbers of a copy of keys, unless one head has more; a larger one costs as much again in page faults
+_COPY = 2**20  # numbers of a copy of keys, unless one head has more; fresh memory costs as much as what is done in it
 _LEAST_SCALE = 1e-12
 
 
@@ -48,7 +48,10 @@ class Store(Protocol):
         """Attend from queries ``[B, heads, P, D]`` over the first ``used`` tokens."""
 
     def head_keys(self, used: int, owners: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Keys of the first ``used`` tokens as numbers, some heads at a time: which heads; ``[B, some, used, D]``."""
+        """Keys of the first ``used`` tokens as numbers, some heads at a time: which heads; ``[B, some, used, D]``.
+
+        They are good until the next ones are taken, which may lie in the same memory.
+        """
 
     def select(self, slots: Sequence[int], tokens_per_slot: int) -> None:
         """Keep the tokens of these slots alone, in this order, in buffers that hold no more."""
@@ -173,28 +176,31 @@ class Int8Store(_Buffers):
 
     def attend(self, q: Tensor, used: int, owners: Tensor | None = None) -> Tensor:
         """Attend over the first ``used`` tokens."""
-        parts = []
-        for heads, keys in self._numbers(used, owners, q.dtype):
-            values = self.buffers["values"][:, heads, :used].to(q.dtype)
-            values *= self.buffers["value_scales"][:, heads, :used]
-            parts.append(scaled_dot_product_attention(q[:, heads], keys, values))
-        return torch.cat(parts, dim=1)
+        both = (self._numbers(name, used, owners, q.dtype) for name in ("keys", "values"))
+        return torch.cat(
+            [scaled_dot_product_attention(q[:, heads], k, v) for (heads, k), (_, v) in zip(*both, strict=True)], dim=1
+        )
 
     def head_keys(self, used: int, owners: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Keys of the first ``used`` tokens as numbers, a few heads at a time."""
-        return self._numbers(used, owners, torch.float32)
+        """Keys of the first ``used`` tokens as numbers, a few heads at a time, each in the memory of those before."""
+        return self._numbers("keys", used, owners, torch.float32)
 
-    def _numbers(self, used: int, owners: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Which heads, and their keys ``[B, some, used, D]``."""
-        keys, scales = self.buffers["keys"], self.buffers["key_scales"].to(dtype)
-        per_slot = keys.shape[2] // scales.shape[2]
-        some = max(1, _COPY // keys[:, 0, :used].numel())
-        for heads in (slice(start, start + some) for start in range(0, keys.shape[1], some)):
-            numbers, scale = keys[:, heads, :used].to(dtype), scales[:, heads]
-            if owners is None:
-                numbers.unflatten(2, (-1, per_slot)).mul_(scale[:, :, : used // per_slot, None])
+    def _numbers(
+        self, name: str, used: int, owners: Tensor | None, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Which heads, and their keys or values ``[B, some, used, D]``."""
+        stored, per_slot = self.buffers[name][:, :, :used], self.tokens // self.slots
+        some = max(1, _COPY // stored[:, 0].numel())
+        memory = torch.empty_like(stored[:, :some], dtype=dtype, memory_format=torch.contiguous_format)
+        for heads in (slice(start, start + some) for start in range(0, stored.shape[1], some)):
+            numbers = memory[:, : stored[:, heads].shape[1]].copy_(stored[:, heads])
+            scales = self.buffers[name.removesuffix("s") + "_scales"][:, heads].to(dtype)
+            if name == "values":
+                numbers *= scales[:, :, :used]
+            elif owners is None:
+                numbers.unflatten(2, (-1, per_slot)).mul_(scales[:, :, : used // per_slot, None])
             else:
-                numbers *= scale.flatten(0, 2)[_rows(owners[:, heads, :used], scale)].view_as(numbers)
+                numbers *= scales.flatten(0, 2)[_rows(owners[:, heads, :used], scales)].view_as(numbers)
             yield heads, numbers
 
     def _packed(self, slot: int, k: Tensor, v: Tensor) -> dict[str, Tensor]:
