@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,10 +33,12 @@ _NUDGE = 1e-3  # of the logarithm of the focal length
 _SAME = 8.0  # error in pixels up to which a match agrees with a camera
 _FEWEST_FOLLOWED = 8  # to a pixel, of a frame
 _FEWEST = 20  # matches that agree, below which a frame tells nothing
+_SLOWER = 0.5  # in each further frame that tells nothing
 _SEEN_STILL = 0.5  # of the patches must be seen of a keyframe, or the next one is due
 _MOVED = 0.2  # of the width; likewise
-_FOCAL_DEVIATION, _FOCAL_RANGE = 0.2, 0.6  # logarithms: how sure the network is of it, and how far it can be wrong
-_FOCAL_TRUST = 0.1  # share of what a frame seems to tell of it: the errors of neighbours are much alike
+_FOCAL_DEVIATION, _FOCAL_RANGE = 0.3, 0.6  # logarithms: how sure the network is of it, and how far it can be wrong
+_FOCAL_BIAS = 0.1  # of its logarithm: how far off a frame can be that seems to know it well
+_LEAST_INFORMATION = 20.0  # on it, below which what a frame seems to tell is but the error of its depths
 
 
 _LENS = ("log_focal", "log_focal_first", "certainty")  # what a Refiner knows beside frames
@@ -63,6 +65,7 @@ class Refiner:
         patch_size: pixels.
         previous: the newest frame.
         keyframe: an older one, which is kept for as long as it is seen; it keeps errors from adding up.
+        motion: from the camera before to the newest, rotation vector and translation, ``[6]``.
         log_focal: logarithm of the focal length in pixels, as it is known by now; 0 before the first frame.
         log_focal_first: the same, as the network said of the first frame.
         certainty: inverse variance of ``log_focal``.
@@ -71,13 +74,14 @@ class Refiner:
     patch_size: int
     previous: Sight | None = None
     keyframe: Sight | None = None
+    motion: Float64 = field(default_factory=lambda: np.zeros(6))
     log_focal: float = 0.0
     log_focal_first: float = 0.0
     certainty: float = _FOCAL_DEVIATION**-2
 
     def restarted(self) -> Refiner:
         """Begin another stream through the same lens."""
-        return replace(self, previous=None, keyframe=None)
+        return replace(self, previous=None, keyframe=None, motion=np.zeros(6))
 
     def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
         """Return all that is remembered as arrays and facts, see :mod:`streamvggt.saving`."""
@@ -88,7 +92,7 @@ class Refiner:
             if sight is not None
             for part in fields(Sight)
         }
-        return arrays, {name: getattr(self, name) for name in _LENS}
+        return arrays | {"motion": self.motion}, {name: getattr(self, name) for name in _LENS}
 
     @classmethod
     def unpack(cls, patch_size: int, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, float]) -> Refiner:
@@ -99,7 +103,8 @@ class Refiner:
             if f"{name}.depth" in arrays
         }
         previous = sights.get("previous")
-        return cls(patch_size, previous, sights.get("keyframe", previous), **{name: facts[name] for name in _LENS})
+        keyframe, lens = sights.get("keyframe", previous), {name: facts[name] for name in _LENS}
+        return cls(patch_size, previous, keyframe, arrays["motion"], **lens)
 
     @property
     def nbytes(self) -> int:
@@ -147,15 +152,16 @@ class Refiner:
         seen = [Points.of(sight, match(sight, new, places, self.patch_size), centre) for sight in sights]
         fitted = self._fit(seen) or self._fit(seen[1:])  # what came between may have been a flash
         if fitted is None:
-            last = self.previous.extrinsics.copy()  # the keyframe may have them: files take no array twice
-            lost = replace(self, previous=replace(new, extrinsics=last))
+            last = _moved(self.previous.extrinsics, self.motion)
+            lost = replace(self, previous=replace(new, extrinsics=last), motion=_SLOWER * self.motion)
             return lost, last.astype(np.float32), self._intrinsics(centre)
         after, camera = fitted
         new = replace(new, extrinsics=camera)
         agree = seen[-1].errors(camera, after.log_focal) < _SAME
         moved = np.linalg.norm(seen[-1].found - seen[-1].start, axis=1)
         due = agree.sum() < _SEEN_STILL * len(places) or np.median(moved) > _MOVED * image.shape[1]
-        after = replace(after, previous=new, keyframe=new if due else self.keyframe)
+        motion = _motion(self.previous.extrinsics, camera)
+        after = replace(after, previous=new, keyframe=new if due else self.keyframe, motion=motion)
         return after, camera.astype(np.float32), after._intrinsics(centre)
 
     def _fit(self, seen: list[Points]) -> tuple[Refiner, Float64] | None:
@@ -176,9 +182,11 @@ class Refiner:
         after = self
         for _ in range(2):  # again, with what the first time said of the focal length
             fit = used.fit(fit.extrinsics, after.log_focal)
-            certainty = self.certainty + _FOCAL_TRUST * fit.information
+            told = fit.information > _LEAST_INFORMATION
+            share = told / (1 + _FOCAL_BIAS**2 * fit.information)
+            certainty = self.certainty + share * fit.information
             pull = self.certainty * (self.log_focal - after.log_focal)
-            change = (_FOCAL_TRUST * fit.gradient + pull) / certainty
+            change = (share * fit.gradient + pull) / certainty
             low, high = self.log_focal_first - _FOCAL_RANGE, self.log_focal_first + _FOCAL_RANGE
             focal = min(max(after.log_focal + change, low), high)
             settled = abs(focal - after.log_focal) < 0.01
@@ -292,8 +300,7 @@ class Points:
             square[np.diag_indices(6)] += 1e-9
             change = np.linalg.solve(square, np.einsum("mij,mi->j", weighted, away))
             change *= min(1, _LONGEST_STEP / max(np.abs(change).max(), 1e-12))
-            extrinsics = _rotation(change[:3]) @ extrinsics
-            extrinsics[:, 3] += change[3:]
+            extrinsics = _moved(extrinsics, change)
         # How all places would move with the focal length, and the camera after them.
         ahead, behind = (self._seen(extrinsics, log_focal + nudge).xy for nudge in (_NUDGE, -_NUDGE))
         focal = _without_depth((ahead - behind) / (2 * _NUDGE), seen.parallax, depth_error)
@@ -355,6 +362,22 @@ def _biweight(error: Float64) -> Float64:
 
 def _turned(rotation: Float64, points: Float64) -> Float64:
     return np.einsum("mij,mj->mi", rotation, points)
+
+
+def _motion(before: Float64, after: Float64) -> Float64:
+    """Rotation vector and translation, ``[6]``, that lead from one camera to the next."""
+    turn = after[:, :3] @ before[:, :3].T
+    angle = math.acos(min(max((np.trace(turn) - 1) / 2, -1), 1))
+    axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
+    vector = angle / max(2 * math.sin(angle), 1e-12) * axis
+    return np.concatenate([vector, after[:, 3] - turn @ before[:, 3]])
+
+
+def _moved(extrinsics: Float64, motion: Float64) -> Float64:
+    """The camera after a motion."""
+    extrinsics = _rotation(motion[:3]) @ extrinsics
+    extrinsics[:, 3] += motion[3:]
+    return extrinsics
 
 
 def _rotation(vector: Float64) -> Float64:
