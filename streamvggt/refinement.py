@@ -27,6 +27,7 @@ _DEPTH_ERROR, _ROUGH_DEPTH_ERROR = 0.4, 0.1  # of a depth, as a share; taken for
 _CUT = 4.0  # times the median error, beyond which a match counts for nothing
 _LONGEST_PARALLAX = 80.0  # pixels; beyond, depths count for no less
 _NEAREST = 0.01  # share of its depth in the reference, nearer than which a point is not seen
+_TURN_DEVIATION, _WAY_DEVIATION = 0.2, 0.3  # radians and part of the usual depth: from the camera that is expected
 _DAMPING, _LONGEST_STEP = 1e-6, 0.5
 _NUDGE = 1e-3  # of the logarithm of the focal length
 
@@ -173,15 +174,15 @@ class Refiner:
         assert self.previous is not None
         if not seen or seen[0].followed < _FEWEST_FOLLOWED:
             return None
-        used = seen[0]
-        fit = used.fit(self.previous.extrinsics, self.log_focal)
+        used, expected = seen[0], _moved(self.previous.extrinsics, self.motion)
+        fit = used.fit(expected, self.log_focal)
         for more in seen[1:]:
             same = more.select(more.errors(fit.extrinsics, self.log_focal) < _SAME)
             if same.followed >= _FEWEST:
                 used = used.join(same)
         after = self
         for _ in range(2):  # again, with what the first time said of the focal length
-            fit = used.fit(fit.extrinsics, after.log_focal)
+            fit = used.fit(expected, after.log_focal)
             told = fit.information > _LEAST_INFORMATION
             share = told / (1 + _FOCAL_BIAS**2 * fit.information)
             certainty = self.certainty + share * fit.information
@@ -270,17 +271,19 @@ class Points:
         """Depth of the points in a camera, ``[M]``."""
         return self._seen(extrinsics, log_focal).depth
 
-    def fit(self, extrinsics: Float64, log_focal: float) -> Fit:
+    def fit(self, expected: Float64, log_focal: float) -> Fit:
         """Find the camera that sees the points where they were found.
 
         Iteratively reweighted least squares: least distances first, then Tukey's biweight. What a point's parallax
         moves it is as unsure as its depth, so an error in that direction counts for less: where depths are wrong, the
-        epipolar constraint decides.
+        epipolar constraint decides; and where few points were found, the camera that is expected.
 
         Args:
-            extrinsics: a first guess, ``[3, 4]``.
+            expected: the camera, as the ones before let it be expected, ``[3, 4]``.
             log_focal: logarithm of the focal length in pixels.
         """
+        extrinsics = expected
+        deviation = np.repeat((_TURN_DEVIATION, _WAY_DEVIATION * max(float(np.median(self.depth)), 1e-9)), 3)
         for step in range(_ROUGH_STEPS + _FINE_STEPS):
             rough = step < _ROUGH_STEPS
             seen, depth_error = self._seen(extrinsics, log_focal), _ROUGH_DEPTH_ERROR if rough else _DEPTH_ERROR
@@ -296,9 +299,10 @@ class Points:
             jacobian = _without_depth(seen.jacobian, seen.parallax, depth_error)
             weighted = jacobian * weight[:, None, None]
             square = np.einsum("mij,mik->jk", weighted, jacobian)
-            square[np.diag_indices(6)] *= 1 + _DAMPING
-            square[np.diag_indices(6)] += 1e-9
-            change = np.linalg.solve(square, np.einsum("mij,mi->j", weighted, away))
+            pull = (max(usual, _PIXEL_ERROR) / deviation) ** 2
+            square[np.diag_indices(6)] += _DAMPING * np.diag(square) + pull
+            down = np.einsum("mij,mi->j", weighted, away) - pull * _motion(expected, extrinsics)
+            change = np.linalg.solve(square, down)
             change *= min(1, _LONGEST_STEP / max(np.abs(change).max(), 1e-12))
             extrinsics = _moved(extrinsics, change)
         # How all places would move with the focal length, and the camera after them.

@@ -97,9 +97,9 @@ def scene(rng, count=150, outliers=0.0, depth_error=0.0, noise_px=0.0, focal=150
 def test_the_camera_of_exact_matches_is_found_exactly_whatever_a_third_of_them_say():
     points, truth, _ = scene(np.random.default_rng(0), outliers=0.33)
     found = points.fit(np.eye(3, 4), np.log(150.0)).extrinsics
-    assert turn_between(found, truth) < 1e-3
-    np.testing.assert_allclose(found[:, 3], truth[:, 3], atol=1e-4)
-    assert (points.errors(found, np.log(150.0)) < 1e-3).mean() > 0.6
+    assert turn_between(found, truth) < 2e-3  # it is pulled to where it was expected, a little
+    np.testing.assert_allclose(found[:, 3], truth[:, 3], atol=5e-4)
+    assert (points.errors(found, np.log(150.0)) < 5e-3).mean() > 0.6
     np.testing.assert_allclose(points.depth_in(truth, np.log(150.0)), scene(np.random.default_rng(0))[2] @ truth[2, :3] + truth[2, 3])  # fmt: skip  # noqa: E501
 
 
@@ -143,16 +143,19 @@ def test_rotation_tells_the_focal_length_and_going_straight_ahead_does_not():
 
 def test_what_a_frame_tells_of_the_focal_length_counts_once(monkeypatch):
     """By a frame that is told to ask for half again as long a lens, with as much right as the network has."""
-    wanted, certainty = np.log(150.0 * 1.5), 25.0
-    information = certainty / 0.1  # a tenth of it is believed
+    wanted, certainty = np.log(150.0 * 1.5), 50.0
+    information = 100.0  # a standard deviation of 0.1, and as much for what it may be wrong: 50
     monkeypatch.setattr(Points, "fit", lambda _, pose, focal: Fit(pose, information * (wanted - focal), information))
     monkeypatch.setattr(Points, "errors", lambda self, *_: np.zeros(len(self.depth)))
     points, *_ = scene(np.random.default_rng(0))
     sight = Sight(np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1), np.eye(3, 4))
-    refiner = Refiner(14, sight, sight, np.log(150.0), np.log(150.0), certainty)
+    refiner = Refiner(14, sight, sight, np.zeros(6), np.log(150.0), np.log(150.0), certainty)
     after, _ = refiner._fit([points])
     assert after.log_focal == pytest.approx((np.log(150.0) + wanted) / 2)  # half way, also after the second look
     assert after.certainty == pytest.approx(2 * certainty)
+    information = 19.0  # less than what an error of the depths can seem to tell
+    after, _ = refiner._fit([points])
+    assert (after.log_focal, after.certainty) == (np.log(150.0), certainty)
 
 
 @pytest.fixture(scope="module")
@@ -295,10 +298,40 @@ def test_a_flash_is_as_if_it_had_not_been():
         return said
 
     without, through = cameras(frames), cameras([*frames[:3], flash, *frames[3:]])
-    np.testing.assert_array_equal(through[3], through[2])
+    np.testing.assert_allclose(motion(*through[2:4]), motion(*through[1:3]), atol=1e-6)
     np.testing.assert_allclose(through[4], without[3], atol=5e-3)  # one reference instead of two
     np.testing.assert_allclose(through[5], without[4], atol=5e-3)
     assert np.abs(without[3] - without[2]).max() > 0.01  # 1 pixel of 100, at a depth of 2
+
+
+def test_a_camera_that_is_lost_moves_on_and_slows_down():
+    image, depth, pose = (
+        np.full((70, 84, 3), 90, np.uint8),
+        np.full((70, 84), 2.0, np.float32),
+        camera((5, 0, 0), (1, 0, 0)),
+    )
+    going = np.array([0.1, -0.2, 0.3, 0.01, 0.02, 0.03])
+    refiner, *_ = Refiner(14).step(image, described(30), depth, pose.astype(np.float32), LENS)
+    refiner, expected = replace(refiner, motion=going), pose
+    for share in (1, 0.5, 0.25):
+        refiner, said, _ = refiner.step(image, described(30), depth, pose.astype(np.float32), LENS)
+        turn = Rotation.from_rotvec(share * going[:3]).as_matrix()
+        expected = np.concatenate(
+            [turn @ expected[:, :3], (turn @ expected[:, 3] + share * going[3:])[:, None]], axis=1
+        )
+        np.testing.assert_allclose(said, expected, atol=1e-6)
+    assert refiner.keyframe.extrinsics == pytest.approx(pose)
+
+
+def test_points_that_tell_little_leave_the_camera_where_it_is_expected():
+    points, truth, _ = scene(np.random.default_rng(0))
+    expected = camera((1, 2, 3), (0.2, 0.1, 0))
+    np.testing.assert_allclose(replace(points, weight=points.weight * 1e-12).fit(expected, np.log(150.0)).extrinsics, expected, atol=1e-9)  # fmt: skip  # noqa: E501
+    # One point tells two numbers of six: the camera sees it, and else moves as little as it can.
+    one = points.select(np.arange(len(points.depth)) == 0).fit(expected, np.log(150.0)).extrinsics
+    lone = points.select(np.arange(len(points.depth)) == 0)
+    assert lone.errors(one, np.log(150.0)) < 0.05 * lone.errors(expected, np.log(150.0))
+    assert turn_between(one, expected) < turn_between(truth, expected)
 
 
 def test_a_step_that_fails_leaves_the_cameras_as_they_were(like_small, monkeypatch):
