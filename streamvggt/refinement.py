@@ -38,8 +38,7 @@ _SLOWER = 0.5  # in each further frame that tells nothing
 _SEEN_STILL = 0.5  # of the patches must be seen of a keyframe, or the next one is due
 _MOVED = 0.2  # of the width; likewise
 _FOCAL_DEVIATION, _FOCAL_RANGE = 0.3, 0.6  # logarithms: how sure the network is of it, and how far it can be wrong
-_FOCAL_BIAS = 0.1  # of its logarithm: how far off a frame can be that seems to know it well
-_LEAST_INFORMATION = 20.0  # on it, below which what a frame seems to tell is but the error of its depths
+_FOCAL_BIAS = 0.1  # of its logarithm: how far off a frame can be that knows it well; one that knows less tells nothing
 
 
 _LENS = ("log_focal", "log_focal_first", "certainty")  # what a Refiner knows beside frames
@@ -183,8 +182,8 @@ class Refiner:
         after = self
         for _ in range(2):  # again, with what the first time said of the focal length
             fit = used.fit(expected, after.log_focal)
-            told = fit.information > _LEAST_INFORMATION
-            share = told / (1 + _FOCAL_BIAS**2 * fit.information)
+            clear = _FOCAL_BIAS**2 * fit.information  # else the error of its depths says more than the lens does
+            share = (clear > 1) / (1 + clear)
             certainty = self.certainty + share * fit.information
             pull = self.certainty * (self.log_focal - after.log_focal)
             change = (share * fit.gradient + pull) / certainty

@@ -143,8 +143,8 @@ def test_rotation_tells_the_focal_length_and_going_straight_ahead_does_not():
 
 def test_what_a_frame_tells_of_the_focal_length_counts_once(monkeypatch):
     """By a frame that is told to ask for half again as long a lens, with as much right as the network has."""
-    wanted, certainty = np.log(150.0 * 1.5), 50.0
-    information = 100.0  # a standard deviation of 0.1, and as much for what it may be wrong: 50
+    wanted, certainty = np.log(150.0 * 1.5), 75.0
+    information = 300.0  # a variance of 1 / 300, and of 1 / 100 for what it may be wrong: 1 / 75
     monkeypatch.setattr(Points, "fit", lambda _, pose, focal: Fit(pose, information * (wanted - focal), information))
     monkeypatch.setattr(Points, "errors", lambda self, *_: np.zeros(len(self.depth)))
     points, *_ = scene(np.random.default_rng(0))
@@ -153,7 +153,7 @@ def test_what_a_frame_tells_of_the_focal_length_counts_once(monkeypatch):
     after, _ = refiner._fit([points])
     assert after.log_focal == pytest.approx((np.log(150.0) + wanted) / 2)  # half way, also after the second look
     assert after.certainty == pytest.approx(2 * certainty)
-    information = 19.0  # less than what an error of the depths can seem to tell
+    information = 99.0  # less than what an error of the depths can seem to tell
     after, _ = refiner._fit([points])
     assert (after.log_focal, after.certainty) == (np.log(150.0), certainty)
 
