@@ -122,8 +122,8 @@ class Refiner:
         """Find the camera of the next frame.
 
         The first camera stays what the network said. Where too little of a frame is followed to a pixel, the camera
-        stays where the last one was; so does one of frames with fewer than 20 patches. The keyframe stays too, so that
-        a flash or a hand before the lens does not end what is known.
+        moves on as before, half as far in each further frame; so it does in frames with fewer than 20 patches. The
+        keyframe stays, so that a flash or a hand before the lens does not end what is known.
 
         Args:
             image: RGB, uint8 ``[H, W, 3]``.
@@ -150,7 +150,8 @@ class Refiner:
             return begun, extrinsics, begun._intrinsics(centre)
         sights = [self.previous, *([] if self.keyframe is self.previous else [self.keyframe])]
         seen = [Points.of(sight, match(sight, new, places, self.patch_size), centre) for sight in sights]
-        fitted = self._fit(seen) or self._fit(seen[1:])  # what came between may have been a flash
+        by_previous = self._fit(seen)
+        fitted = by_previous or self._fit(seen[1:])  # what came between may have been a flash
         if fitted is None:
             last = _moved(self.previous.extrinsics, self.motion)
             lost = replace(self, previous=replace(new, extrinsics=last), motion=_SLOWER * self.motion)
@@ -160,7 +161,8 @@ class Refiner:
         agree = seen[-1].errors(camera, after.log_focal) < _SAME
         moved = np.linalg.norm(seen[-1].found - seen[-1].start, axis=1)
         due = agree.sum() < _SEEN_STILL * len(places) or np.median(moved) > _MOVED * image.shape[1]
-        motion = _motion(self.previous.extrinsics, camera)
+        # From a camera that was only guessed, and that its frame does not bear out, it leads by the error of the guess.
+        motion = _motion(self.previous.extrinsics, camera) if by_previous else self.motion
         after = replace(after, previous=new, keyframe=new if due else self.keyframe, motion=motion)
         return after, camera.astype(np.float32), after._intrinsics(centre)
 

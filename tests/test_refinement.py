@@ -295,9 +295,14 @@ def test_a_flash_is_as_if_it_had_not_been():
             patches = described(30, seed=int(image is flash))
             refiner, extrinsics, _ = refiner.step(image, patches, depth, pose, LENS)
             said.append(extrinsics)
+            motions.append(refiner.motion)
         return said
 
-    without, through = cameras(frames), cameras([*frames[:3], flash, *frames[3:]])
+    motions = []
+    without = cameras(frames)
+    motions.clear()
+    through = cameras([*frames[:3], flash, *frames[3:]])
+    np.testing.assert_allclose(motions[3:5], [motions[2] / 2] * 2)  # the guess beside the flash tells of no motion
     np.testing.assert_allclose(motion(*through[2:4]), motion(*through[1:3]), atol=1e-6)
     np.testing.assert_allclose(through[4], without[3], atol=5e-3)  # one reference instead of two
     np.testing.assert_allclose(through[5], without[4], atol=5e-3)
