@@ -98,6 +98,7 @@ class RunSettings:
         fps: frames taken a second of video, 0.2 to 30.
         max_frames: frames taken at most, 1 to 300.
         width_px: width to which frames are resized, a multiple of 14 from 56 to 518; 0 takes the network's own.
+            ``small`` needs 20 patches a frame, which videos up to 3:1 have from 112 on.
         model: a key of ``MODELS``, or "tiny" in tests.
         memory: a key of ``MEMORIES``.
         compress: store what is remembered in 8 bits a number.

@@ -122,8 +122,8 @@ class Refiner:
         """Find the camera of the next frame.
 
         The first camera stays what the network said. Where too little of a frame is followed to a pixel, the camera
-        moves on as before, half as far in each further frame; so it does in frames with fewer than 20 patches. The
-        keyframe stays, so that a flash or a hand before the lens does not end what is known.
+        moves on as before, half as far in each further frame. The keyframe stays, so that a flash or a hand before the
+        lens does not end what is known.
 
         Args:
             image: RGB, uint8 ``[H, W, 3]``.

@@ -400,7 +400,7 @@ def _require_patches(image_hw: tuple[int, int], patch_size: int) -> None:
     if patches < _FEWEST_PATCHES:
         raise ValueError(
             f"frames of {height}x{width} pixels have {patches} patches, too few to refine cameras by, which needs "
-            f"{_FEWEST_PATCHES}; take a larger size, or refine=False"
+            f"{_FEWEST_PATCHES}; take larger ones, or, from Python, refine=False"
         )
 
 

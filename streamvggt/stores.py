@@ -99,7 +99,7 @@ class _Buffers:
                     new[:, :, place] = buffer[:, :, slot]
             else:
                 new = new_buffer((*at.shape, *buffer.shape[3:]), buffer)
-                new.flatten(0, 2).copy_(buffer.flatten(0, 2)[_rows(at, buffer)])
+                torch.index_select(buffer.flatten(0, 2), 0, _rows(at, buffer), out=new.flatten(0, 2))
             self.buffers[name] = new
 
     def _put(self, name: str, at: Tensor, tokens: Tensor) -> None:

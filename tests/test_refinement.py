@@ -328,6 +328,21 @@ def test_a_camera_that_is_lost_moves_on_and_slows_down():
     assert refiner.keyframe.extrinsics == pytest.approx(pose)
 
 
+def test_the_next_camera_is_expected_where_the_motion_before_leads_to(monkeypatch):
+    expected, fit = [], Points.fit
+    monkeypatch.setattr(Points, "fit", lambda self, *args: expected.append(args[0]) or fit(self, *args))
+    refiner, said, depth = Refiner(14), [], np.full((70, 84), 2.0, np.float32)
+    for image in pictures(4):
+        expected.clear()
+        refiner, extrinsics, _ = refiner.step(image, described(30), depth, np.eye(3, 4, dtype=np.float32), LENS)
+        said.append(extrinsics)
+    leads = compose(*(torch.from_numpy(part).double() for part in (motion(*said[1:3]), said[2]))).numpy()
+    assert len(expected) >= 2 and np.abs(leads - said[2]).max() > 0.01
+    np.testing.assert_allclose(expected, [leads] * len(expected), atol=1e-6)
+    again = Refiner.unpack(14, *refiner.pack())
+    assert again.motion.tolist() == refiner.motion.tolist() != refiner.restarted().motion.tolist() == [0] * 6
+
+
 def test_points_that_tell_little_leave_the_camera_where_it_is_expected():
     points, truth, _ = scene(np.random.default_rng(0))
     expected = camera((1, 2, 3), (0.2, 0.1, 0))
