@@ -164,7 +164,7 @@ def test_the_smallest_frames_on_offer_are_large_enough_to_refine_cameras_by(tmp_
         settings = RunSettings(**TINY_VALUES | {"width_px": width})
         manifest = wait_for_end(runs, handlers.start_video(runs, str(video), settings))
         assert manifest["status"] == status
-    assert "42x56 pixels have 12 patches" in manifest["message"] and "take a larger size" in manifest["message"]
+    assert "42x56 pixels have 12 patches" in manifest["message"] and "take larger ones" in manifest["message"]
     runs.close()
 
 

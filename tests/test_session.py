@@ -140,7 +140,7 @@ def test_frames_too_small_to_refine_cameras_by_are_refused(session):
     model = lively(replace(StreamVGGTConfig.tiny(), encoder_dim=64, match_layer=1, track=None))
     assert _FEWEST_PATCHES == _FEWEST
     small = session(model, size=84, refine=True)
-    with pytest.raises(ValueError, match=r"42x84 pixels have 18 patches, too few .* needs 20; take a larger size"):
+    with pytest.raises(ValueError, match=r"42x84 pixels have 18 patches, too few .* needs 20; take larger ones"):
         small.step(frames(1)[0])
     assert small.num_frames == 0
     assert session(model, size=84, refine=False).step(frames(1)[0]).image_hw == (42, 84)
