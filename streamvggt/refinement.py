@@ -181,9 +181,12 @@ class Refiner:
             same = more.select(more.errors(fit.extrinsics, self.log_focal) < _SAME)
             if same.followed >= _FEWEST:
                 used = used.join(same)
+        if used is not seen[0]:
+            fit = used.fit(expected, self.log_focal)
         after = self
-        for _ in range(2):  # again, with what the first time said of the focal length
-            fit = used.fit(expected, after.log_focal)
+        for again in (False, True):  # with what the first time said of the focal length
+            if again:
+                fit = used.fit(expected, after.log_focal)
             clear = _FOCAL_BIAS**2 * fit.information  # else the error of its depths says more than the lens does
             share = (clear > 1) / (1 + clear)
             certainty = self.certainty + share * fit.information
