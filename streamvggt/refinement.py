@@ -21,6 +21,9 @@ from .types import ByteArray, FloatArray
 
 Float64 = NDArray[np.float64]
 
+FEWEST_MATCHES = 20
+"""Matches that agree with a camera, below which a frame tells nothing of it."""
+
 _ROUGH_STEPS, _FINE_STEPS = 8, 8
 _PIXEL_ERROR = 0.7  # of a match
 _DEPTH_ERROR, _ROUGH_DEPTH_ERROR = 0.4, 0.1  # of a depth, as a share; taken for smaller while the camera is unsure
@@ -33,7 +36,6 @@ _NUDGE = 1e-3  # of the logarithm of the focal length
 
 _SAME = 8.0  # error in pixels up to which a match agrees with a camera
 _FEWEST_FOLLOWED = 8  # to a pixel, of a frame
-_FEWEST = 20  # matches that agree, below which a frame tells nothing
 _SLOWER = 0.5  # in each further frame that tells nothing
 _SEEN_STILL = 0.5  # of the patches must be seen of a keyframe, or the next one is due
 _MOVED = 0.2  # of the width; likewise
@@ -179,7 +181,7 @@ class Refiner:
         fit = used.fit(expected, self.log_focal)
         for more in seen[1:]:
             same = more.select(more.errors(fit.extrinsics, self.log_focal) < _SAME)
-            if same.followed >= _FEWEST:
+            if same.followed >= FEWEST_MATCHES:
                 used = used.join(same)
         if used is not seen[0]:
             fit = used.fit(expected, self.log_focal)
@@ -198,7 +200,7 @@ class Refiner:
             after = replace(self, log_focal=focal, certainty=certainty)
             if settled:
                 break
-        if (used.errors(fit.extrinsics, after.log_focal) < _SAME).sum() < _FEWEST:
+        if (used.errors(fit.extrinsics, after.log_focal) < _SAME).sum() < FEWEST_MATCHES:
             return None
         return after, fit.extrinsics
 
@@ -303,7 +305,7 @@ class Points:
             jacobian = _without_depth(seen.jacobian, seen.parallax, depth_error)
             weighted = jacobian * weight[:, None, None]
             square = np.einsum("mij,mik->jk", weighted, jacobian)
-            pull = (max(usual, _PIXEL_ERROR) / deviation) ** 2
+            pull = (usual / deviation) ** 2
             square[np.diag_indices(6)] += _DAMPING * np.diag(square) + pull
             down = np.einsum("mij,mi->j", weighted, away) - pull * _motion(expected, extrinsics)
             change = np.linalg.solve(square, down)

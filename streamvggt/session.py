@@ -17,14 +17,12 @@ from .geometry import decode_pose
 from .images import preprocess
 from .model import StreamVGGT
 from .policies import CachePolicy, KeepAll
-from .refinement import Refiner, move_points
+from .refinement import FEWEST_MATCHES, Refiner, move_points
 from .saving import Facts, Tensors, pack_state, read_session, unpack_state, write_session
 from .stores import Storage
 from .types import FloatArray, Frame, FramePrediction, Placement, Predictions, required
 
 T = TypeVar("T")
-
-_FEWEST_PATCHES = 20  # as many matches must agree before a refined camera moves
 
 _FIELDS = ("depth", "depth_conf", "world_points", "world_points_conf", "tracks", "track_visibility")
 
@@ -397,10 +395,10 @@ def _require_patches(image_hw: tuple[int, int], patch_size: int) -> None:
     """Raise ValueError for frames by which no camera would ever move."""
     height, width = image_hw
     patches = height * width // patch_size**2
-    if patches < _FEWEST_PATCHES:
+    if patches < FEWEST_MATCHES:
         raise ValueError(
             f"frames of {height}x{width} pixels have {patches} patches, too few to refine cameras by, which needs "
-            f"{_FEWEST_PATCHES}; take larger ones, or, from Python, refine=False"
+            f"{FEWEST_MATCHES}; take larger ones, or, from Python, refine=False"
         )
 
 

@@ -18,8 +18,7 @@ from streamvggt import (
     preprocess,
     to_source_xy,
 )
-from streamvggt.refinement import _FEWEST
-from streamvggt.session import _FEWEST_PATCHES
+from streamvggt.refinement import FEWEST_MATCHES
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,7 @@ def test_chunks_without_frames_or_with_frames_of_two_sizes_are_refused(tiny):
 def test_frames_too_small_to_refine_cameras_by_are_refused(session):
     """Of 16:9, 84 pixels are 6 x 3 patches and 98 pixels 7 x 4; a camera moves when 20 matches agree."""
     model = lively(replace(StreamVGGTConfig.tiny(), encoder_dim=64, match_layer=1, track=None))
-    assert _FEWEST_PATCHES == _FEWEST
+    assert FEWEST_MATCHES == 20
     small = session(model, size=84, refine=True)
     with pytest.raises(ValueError, match=r"42x84 pixels have 18 patches, too few .* needs 20; take larger ones"):
         small.step(frames(1)[0])
